@@ -1,0 +1,1 @@
+"""The command line. No module here imports torch at its top: `gentk --help` answers in a moment."""

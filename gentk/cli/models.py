@@ -1,0 +1,102 @@
+"""`gentk models`: the models at hand, from their headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gentk.cli import console
+from gentk.errors import GentkError
+
+app = typer.Typer(help="Look at models.", no_args_is_help=True)
+
+_FACTS = ("kind", "data", "process", "predicts", "sigma_data", "sigma_init", "seed", "licence", "gentk_version")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+@console.guard()
+def list_models(json: Json = False) -> None:
+    """List the models that ship with gentk."""
+    from gentk.recipe import store
+
+    found = [_header(name, path) for name, path in store.models().items()]
+    whole = [model for model in found if "error" not in model]
+    if json:
+        console.as_json(found)
+    elif whole:
+        columns = ["model", "kind", "net", "data", "parameters", "size", "licence"]
+        console.table(columns, [_row(model) for model in whole])
+    elif not found:
+        console.note("no models ship with this installation")
+    for model in found:
+        if "error" in model:
+            console.note(f"warning: {model['error']}")
+
+
+@app.command()
+@console.guard()
+def show(
+    model: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A shipped model, a file or a run folder.")],
+    json: Json = False,
+) -> None:
+    """Show one model: what it is, the recipe and seed that made it, its figures."""
+    from gentk.recipe import stamp, store
+
+    path = store.model_path(model)
+    header = stamp.read_header(path)
+    if json:
+        console.as_json({"model": model, "path": str(path), **header})
+        return
+    facts = {
+        "model": path.stem,
+        "file": str(path),
+        "size": f"{_size(header['bytes'])}, {header['parameters']} parameters",
+        "net": _inline(header.get("net")),
+        **{name: _inline(header[name]) for name in _FACTS if header.get(name) is not None},
+    }
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        console.out(f"{name.replace('_', ' '):{width}}  {text}")
+    if header.get("metrics"):
+        console.out("")
+        console.table(["figure", "value"], list(header["metrics"].items()))
+    if header.get("recipe"):
+        console.out(f"\n{header['recipe'].rstrip()}")
+
+
+def _header(name: str, path: Path) -> dict[str, Any]:
+    from gentk.recipe import stamp
+
+    try:
+        return {"model": name, "path": str(path), **stamp.read_header(path)}
+    except GentkError as error:  # one damaged file must not hide the others
+        return {"model": name, "path": str(path), "error": str(error)}
+
+
+def _row(model: dict[str, Any]) -> list[Any]:
+    net = model.get("net")
+    shown = [model.get("kind"), net.get("name") if isinstance(net, dict) else net, _name(model.get("data"))]
+    size, licence = _size(model["bytes"]), model.get("licence") or "-"
+    return [model["model"], *(each or "-" for each in shown), model["parameters"], size, licence]
+
+
+def _name(section: Any) -> Any:
+    return section.get("name") if isinstance(section, dict) else section
+
+
+def _inline(value: Any) -> str:
+    from gentk.recipe import yaml12
+
+    return value if isinstance(value, str) else yaml12.inline(value)
+
+
+def _size(count: int) -> str:
+    """Bytes as people read them: `12 kB`, `1.4 MB`."""
+    for size, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

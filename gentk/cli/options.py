@@ -1,0 +1,32 @@
+"""The options that every task shares, and the one that names what it works on."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Recipe = Annotated[str | None, typer.Option(help="Recipe by name or file, instead of METHOD and subject.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; else runs/ and a name made of the recipe.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option("--resume/--fresh", help="Insist on going on; or start again, the old folder kept aside.", show_default=False),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print the plan, run nothing.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Every random number derives from it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
+Count = Annotated[int | None, typer.Option("-n", min=1, help="How many samples.")]
+
+_SUBJECTS = {
+    "data": "Data set: digits, mnist, points:NAME, images:FOLDER, ...",
+    "teacher": "Diffusion model: a name, a run folder or a safetensors file.",
+    "model": "Model: a name, a run folder or a safetensors file.",
+    "samples": "Sample run, PNG folder, .npz file, or a model to draw from.",
+}
+
+
+def subject(name: str) -> Any:
+    """The type of the subject option `--NAME`."""
+    return Annotated[str | None, typer.Option(f"--{name}", help=_SUBJECTS[name])]

@@ -1,0 +1,253 @@
+"""`gentk runs`: what the run folders hold, one or many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gentk.cli import console
+from gentk.engine.log import duration, tidy
+from gentk.errors import GentkError, MissingAsset, RecipeError, did_you_mean
+
+app = typer.Typer(help="Look at runs.", no_args_is_help=True)
+
+_HOME = Path("runs")
+_ABSENT = "-"
+_HEADLINE = 3  # figures in a line of `list`; `show` has all
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or its name below runs/.")]
+
+
+@app.command("list")
+@console.guard()
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to look, at any depth.")] = _HOME,
+    json: Json = False,
+) -> None:
+    """List the runs below a folder, oldest first."""
+    if not folder.is_dir():
+        if folder != _HOME:
+            raise MissingAsset(f"{folder}: no such folder")
+        found: list[dict[str, Any]] = []  # nothing has been run here yet
+    else:
+        found = sorted((_listed(path) for path in _below(folder)), key=lambda run: (str(run["started"]), run["run"]))
+    if json:
+        console.as_json(found)
+    elif found:
+        console.table(["run", "task", "method", "status", "steps", "started", "figures"], [_row(run) for run in found])
+    else:
+        console.note(f"no runs below {folder}/")
+    for run in found:
+        if run["error"] and run["status"] == "damaged":
+            console.note(f"warning: {run['error']}")
+
+
+@app.command()
+@console.guard()
+def show(run: RunName, json: Json = False) -> None:
+    """Show one run: how it ended, its figures, its files."""
+    from gentk.engine import report
+
+    path = _folder(run)
+    info = _read(path)
+    recipe, _ = report.read_recipe(path)
+    expect = recipe.get("expect") or {}
+    metrics = _metrics(info)
+    files = [str(file) for file in _files(path)]
+    if json:
+        console.as_json({"run": str(path), **info, "expect": expect, "files": files})
+        return
+    facts = {
+        "run": path,
+        "recipe": " ".join(str(info[key]) for key in ("task", "method", "recipe") if info.get(key)),
+        "status": info["status"],
+        "error": info.get("error"),
+        "steps": _steps(info),
+        "time": duration(info["seconds"]) if info.get("seconds") else None,
+        "started": info.get("started"),
+        "finished": info.get("finished"),
+        "seed": info.get("seed"),
+        "host": info.get("host"),
+        "device": info.get("device"),
+        "command": info.get("command"),
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value not in (None, ""):
+            console.out(f"{name:{width}}  {value}")
+    names = list(dict.fromkeys([*expect, *metrics]))
+    if names:
+        console.out("")
+        rows = [_figure(name, metrics.get(name), expect.get(name)) for name in names]
+        console.table(["figure", "this run", "recipe", "paper", "source"], rows)
+    if files:
+        console.out("")
+        for file in files:
+            console.out(file)
+
+
+@app.command("report")
+@console.guard()
+def write_report(run: RunName) -> None:
+    """Write the report of a run anew and print its path."""
+    from gentk.engine import report
+
+    console.out(str(report.write(_folder(run))))
+
+
+@app.command()
+@console.guard()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two run folders or more.")],
+    json: Json = False,
+) -> None:
+    """Compare runs: their figures side by side, and the keys in which their recipes differ."""
+    from gentk.engine import report
+    from gentk.recipe import yaml12
+
+    if len(runs) < 2:
+        raise RecipeError("one run cannot be compared; name two or more")
+    paths = [_folder(run) for run in runs]
+    infos = [_read(path) for path in paths]
+    metrics = [_metrics(info) for info in infos]
+    figures = {
+        name: [each.get(name) for each in metrics] for name in dict.fromkeys(n for each in metrics for n in each)
+    }
+    changes = _changes([report.read_recipe(path)[0] for path in paths])
+    if json:
+        heads = [
+            {"run": str(path), "status": info["status"], "seconds": info.get("seconds")}
+            for path, info in zip(paths, infos, strict=True)
+        ]
+        console.as_json({"runs": heads, "metrics": figures, "recipe": changes})
+        return
+    names = _short(paths)
+    rows: list[list[Any]] = [["status", *(info["status"] for info in infos)]]
+    rows.append(["steps", *(_steps(info) or _ABSENT for info in infos)])
+    rows.append(["seconds", *(tidy(info.get("seconds")) for info in infos)])
+    rows += [[name, *map(tidy, values)] for name, values in figures.items()]
+    console.table(["figure", *names], rows)
+    console.out("")
+    if changes:
+        words = {
+            key: [_ABSENT if each is None else yaml12.inline(each[0]) for each in row] for key, row in changes.items()
+        }
+        console.table(["recipe", *names], [[key, *row] for key, row in words.items()])
+    else:
+        console.out("the recipes are equal")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Every run folder at or below `folder`; runs do not nest, so none is searched."""
+    for place, folders, files in os.walk(folder):
+        if "run.json" in files:
+            folders.clear()
+            yield Path(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _folder(run: str) -> Path:
+    for path in (Path(run), _HOME / run):
+        if (path / "run.json").is_file():
+            return path
+    at_hand = [str(path) for path in _below(_HOME)] if _HOME.is_dir() else []
+    guess = did_you_mean(run, [*at_hand, *(Path(path).name for path in at_hand)])
+    raise MissingAsset(f"{run}: not a run folder: it holds no run.json{guess}", hint="gentk runs list shows the runs")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """run.json with the status as it is now."""
+    from gentk.engine import report
+    from gentk.engine.run import read_info
+
+    info = read_info(path) or {}
+    return {**info, "status": report.status(path, info)}
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    from gentk.engine import report
+
+    keys = ("task", "method", "recipe", "step", "steps", "seconds", "started", "finished", "error")
+    try:
+        info = _read(path)
+    except (GentkError, OSError) as error:  # one damaged run must not hide the others
+        info = {"status": "damaged", "error": str(error)}
+    metrics = _metrics(info)
+    expect = report.read_recipe(path)[0].get("expect") or {}
+    ordered = {name: metrics[name] for name in dict.fromkeys([*expect, *metrics]) if name in metrics}
+    return {"run": str(path), "status": info["status"], **{key: info.get(key) for key in keys}, "metrics": ordered}
+
+
+def _row(run: Mapping[str, Any]) -> list[str]:
+    figures = [f"{name} {tidy(value)}" for name, value in list(run["metrics"].items())[:_HEADLINE]]
+    return [
+        run["run"],
+        run["task"] or _ABSENT,
+        run["method"] or _ABSENT,
+        run["status"],
+        _steps(run) or _ABSENT,
+        _local(run["started"]),
+        ", ".join(figures) or _ABSENT,
+    ]
+
+
+def _local(moment: Any) -> str:
+    """A moment of run.json, which counts in UTC, on the clock of whoever reads."""
+    try:
+        return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}"
+    except (TypeError, ValueError):
+        return _ABSENT
+
+
+def _steps(info: Mapping[str, Any]) -> str:
+    step, steps = info.get("step"), info.get("steps")
+    return f"{step or 0}/{steps}" if steps else str(step or "")
+
+
+def _metrics(info: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = info.get("metrics")
+    numbers = metrics.items() if isinstance(metrics, dict) else ()
+    return {name: value for name, value in numbers if value is None or isinstance(value, int | float)}
+
+
+def _figure(name: str, value: Any, wanted: Any) -> list[Any]:
+    wanted = wanted if isinstance(wanted, dict) else {}
+    source = "; ".join(str(wanted[key]) for key in ("where", "note") if wanted.get(key))
+    return [name, value, wanted.get("ours"), wanted.get("paper"), source]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """What a reader of the run wants next: weights, pictures of the end, report, log."""
+    yield from sorted((path / "export").glob("*.safetensors"))
+    names = ("report.html", "recipe.yaml", "metrics.jsonl", "log.txt")
+    yield from (file for name in names if (file := path / name).is_file())
+
+
+def _short(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names, or the whole paths where two share one."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _changes(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[list[Any] | None]]:
+    """Key path -> per recipe `[value]`, or None where it lacks the key; only what is not the same everywhere."""
+    from gentk.recipe import yaml12
+
+    flat = [{yaml12.dotted(path): value for path, value in _leaves(recipe, ())} for recipe in recipes]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    table = {key: [[each[key]] if key in each else None for each in flat] for key in keys}
+    return {key: row for key, row in table.items() if any(value != row[0] for value in row)}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, each in value.items():
+            yield from _leaves(each, (*path, key))
+    elif path:
+        yield path, value

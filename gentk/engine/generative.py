@@ -1,0 +1,108 @@
+"""Showing and measuring generative models: the figures and pictures that training and distillation share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from gentk.data import DataSet, to_uint8
+from gentk.engine import pictures
+from gentk.engine.draw import draw
+from gentk.metrics.features import Extractor, extractor
+from gentk.metrics.frechet import frechet
+from gentk.metrics.quality import all_of, moments, quality
+from gentk.processes.denoiser import Denoiser
+from gentk.processes.grids import karras, to_times
+from gentk.recipe.schema import Measure
+from gentk.solvers import heun, one_step
+
+RHO = 7.0  # EDM's grid, used for every many-step figure
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model and the way it is sampled: many Heun steps, or one step from noise level `sigma_init`."""
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    cycle: tuple[int, ...]
+    where: torch.device
+    steps: int = 18
+    sigma_init: float | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample."""
+        return 1 if self.sigma_init is not None else heun.NFE(self.steps)
+
+    def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
+        """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
+        process = self.denoiser.process
+        if self.sigma_init is not None:
+            solve, sigmas = one_step.solve, torch.tensor([self.sigma_init, 0.0], dtype=torch.float64)
+        else:
+            low, high = (float(process.sigma(t) / process.alpha(t)) for t in _ends(process.t_min, process.t_max))
+            solve, sigmas = heun.solve, karras(self.steps, max(low, 0.002), min(high, 80.0), RHO)
+        parts = draw(
+            self.denoiser,
+            process,
+            solve,
+            to_times(process, sigmas),
+            shape=self.shape,
+            cycle=self.cycle,
+            seed=seed,
+            n=n,
+            batch=batch,
+            where=self.where,
+        )
+        return torch.cat(list(parts))
+
+
+def _ends(*times: float) -> list[Tensor]:
+    return [torch.tensor(t, dtype=torch.float64) for t in times]
+
+
+def rounded(samples: Tensor) -> Tensor:
+    """What is left of images after they have been written as bytes: figures are those of files, not of floats."""
+    return to_uint8(samples).float() / 127.5 - 1 if samples.dim() == 4 else samples
+
+
+class Judge:
+    """Measures samplers against one data set in one feature space."""
+
+    def __init__(self, section: Measure, train: DataSet, test: DataSet, where: torch.device) -> None:
+        self.section, self.train, self.test = section, train, test
+        self.extract: Extractor = extractor(section.features, shape=train.shape, where=where)
+
+    def __call__(self, sampler: Sampler, seed: int) -> dict[str, float]:
+        """The figures of `metrics.quality`, `nfe`, and `ms_per_sample`: the wall time of drawing, per sample."""
+        begun = time.perf_counter()
+        samples = rounded(sampler(self.section.n, seed, batch=self.section.batch))
+        seconds = time.perf_counter() - begun
+        figures = quality(samples, self.train, self.test, self.extract, k=self.section.k)
+        return figures | {"nfe": float(sampler.nfe), "ms_per_sample": 1000 * seconds / self.section.n}
+
+    def glance(self, sampler: Sampler, seed: int) -> dict[str, float]:
+        """The Frechet distance of few samples, for the curve along the way; empty when `measure.preview` is 0."""
+        if not self.section.preview:
+            return {}
+        samples = rounded(sampler(self.section.preview, seed, batch=self.section.batch))
+        real, fake = moments(self.extract(all_of(self.train))), moments(self.extract(samples))
+        return {"fd": frechet(real, fake)}
+
+
+def picture(groups: Mapping[str, Tensor]) -> Image:
+    """Samples side by side, one panel per group: grids of images, or one scatter plot of points."""
+    first = next(iter(groups.values()))
+    if first.dim() == 2:
+        return pictures.scatter(groups)
+    panels = {name: to_uint8(x) for name, x in groups.items()}
+    if len(panels) == 1:
+        return pictures.grid(next(iter(panels.values())))
+    (left_name, left), (right_name, right) = panels.items()
+    return pictures.side_by_side(left, right, (left_name, right_name))

@@ -1,0 +1,87 @@
+"""What a trainable method is to the engine: networks, losses that move them, and what to show and keep of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from gentk.recipe.schema import Optimiser
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: `n` samples, with data and labels where the method learns from data."""
+
+    n: int
+    x: Tensor | None = None
+    y: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser update: the only networks that have gradients (and are in train mode), and the loss.
+
+    `loss(batch, gen)` returns a scalar and figures for the log; every random number comes from `gen`, or from torch's
+    global generator (dropout), which the engine keys likewise.
+    """
+
+    name: str
+    nets: tuple[str, ...]
+    loss: Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]
+
+
+class Data(Protocol):
+    """A data set as the loop sees it."""
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        ...
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Samples and labels at `index` (n,): float32 (n, ...) and int64 (n,) or None."""
+        ...
+
+
+class Trainable(Protocol):
+    """A method, built: data plus losses. See tasks/distill/sim.py for one."""
+
+    nets: dict[str, nn.Module]
+    ema: tuple[str, ...]
+    optim: Mapping[str, Optimiser]
+    data: Data | None
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        """The updates of one step; plain code between yields runs between updates."""
+        ...
+
+    def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """Pictures and quick figures of the current state; the figures are logged as `eval/NAME`."""
+        ...
+
+    def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """What is left when the last step is done: the figures and the models to keep."""
+        ...
+
+
+@dataclass(frozen=True)
+class Export:
+    """A model to write into `export/`: its network and its header (see recipe/stamp.py)."""
+
+    net: nn.Module
+    header: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures, pictures and models: what a preview shows and a finished run keeps."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Image] = field(default_factory=dict)
+    exports: dict[str, Export] = field(default_factory=dict)

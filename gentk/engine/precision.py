@@ -1,0 +1,32 @@
+"""Where the numbers live: the device, the precision of the losses, and compilation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from gentk.errors import RecipeError
+
+
+def device(name: str) -> torch.device:
+    """The torch device of `--device auto|cpu|cuda`. Raises RecipeError when CUDA is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device cuda: no CUDA device is visible to torch", hint="gentk doctor shows why; or --device cpu")
+    return torch.device(name)
+
+
+def autocast(where: torch.device, precision: str) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing for fp32. Parameters, gradients and optimiser states stay float32 in both."""
+    if precision == "bf16":
+        return torch.autocast(where.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def compiled(nets: dict[str, nn.Module]) -> None:
+    """torch.compile of each network's forward, in place: state-dict keys and the modules' identity stay."""
+    for net in nets.values():
+        net.compile()

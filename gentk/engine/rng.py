@@ -1,0 +1,42 @@
+"""Keyed randomness: every draw comes from a key, none from a generator that is carried along.
+
+The key is a hash of what the draw is for, such as (seed, step, phase, micro-batch). A resumed run therefore needs no saved
+generator state, and sample k is the same whatever the batch it is drawn in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit integer that depends on every part and on their order."""
+    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by `key(*parts)`."""
+    return torch.Generator(device).manual_seed(key(*parts))
+
+
+def noise(seed: int, first: int, n: int, shape: tuple[int, ...], *, purpose: str = "noise") -> Tensor:
+    """Standard normal (n, *shape) float32 on the CPU; row i depends on (seed, purpose, first + i) alone."""
+    gen = torch.Generator()
+    rows = [torch.randn(shape, generator=gen.manual_seed(key(seed, purpose, first + i))) for i in range(n)]
+    return torch.stack(rows)
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which epoch `epoch` visits n items: (n,) int64."""
+    return torch.randperm(n, generator=generator(seed, "order", epoch))
+
+
+def indices(seed: int, start: int, count: int, n: int) -> Tensor:
+    """Entries `start` to `start + count` of the endless sequence of shuffled epochs over n items: (count,) int64."""
+    first, last = start // n, (start + count - 1) // n
+    epochs = torch.cat([permutation(seed, e, n) for e in range(first, last + 1)])
+    return epochs[start - first * n :][:count]

@@ -1,0 +1,96 @@
+"""From a recipe to a finished run: build the method, train it, keep its models, measure it, write the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gentk.engine import loop, pictures, precision, report
+from gentk.engine.method import Trainable
+from gentk.engine.run import Job, Outcome, Run
+from gentk.engine.stop import listening
+from gentk.errors import GentkError, RecipeError, RunFailed
+from gentk.nets import weights
+from gentk.recipe.explain import dump
+
+Build = Callable[[Any, torch.device], Trainable]
+
+
+def execute(job: Job, build: Build) -> Outcome:
+    """Runs a training job in its folder, from the start or from where it stopped.
+
+    Raises GentkError for what the user can mend; run.json, log and report are written however it ends.
+    """
+    train = job.recipe.train
+    if train.batch % train.accumulate:
+        raise RecipeError(f"train.accumulate: a batch of {train.batch} cannot be split into {train.accumulate} equal parts")
+    if job.dry_run:
+        return _plan(job, build(job.recipe, precision.device(job.device)))
+    run = Run(job)
+    try:
+        with run:
+            if run.done is None:
+                _work(run, build)
+    finally:
+        if run.info:
+            _report(run)
+    return run.outcome()
+
+
+def _work(run: Run, build: Build) -> None:
+    job = run.job
+    where = precision.device(job.device)
+    run.update(device=torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads")
+    with listening() as stop:
+        try:
+            method = build(job.recipe, where)
+            state = loop.fit(
+                method,
+                train=job.recipe.train,
+                average=job.recipe.ema,
+                seed=job.recipe.seed,
+                where=where,
+                run=run,
+                stop=stop,
+            )
+            stop.anywhere = True  # the last checkpoint stands: what follows can be done again
+            if stop.signal is not None:
+                stop.stop()
+            result = method.finish(state.averaged)
+        except torch.OutOfMemoryError as e:
+            raise RunFailed(
+                "out of device memory", hint="lower train.batch, raise train.accumulate, or --set train.precision=bf16"
+            ) from e
+    for name, picture in result.pictures.items():
+        pictures.save(picture, run.folder / "samples" / f"{name}.png")
+    for name, export in result.exports.items():
+        header = {**export.header, "recipe": dump(job.recipe), "seed": job.recipe.seed, "metrics": result.metrics}
+        weights.save(run.folder / "export" / f"{name}.safetensors", export.net, header)
+    run.update(metrics={k: float(v) for k, v in result.metrics.items()})
+
+
+def _report(run: Run) -> None:
+    try:
+        report.write(run.folder)
+    except (OSError, GentkError) as e:  # never hides the end of the run itself
+        print(f"warning: {run.folder}: no report: {e}", file=sys.stderr)
+
+
+def _plan(job: Job, method: Trainable) -> Outcome:
+    """What `--dry-run` says: the resolved recipe, sizes, and the first step's updates. Nothing is run or written."""
+    train = job.recipe.train
+    lines = [dump(job.recipe).rstrip(), ""]
+    total = 0
+    for name, net in method.nets.items():
+        count = sum(p.numel() for p in net.parameters())
+        copies = 4 + (name in method.ema)  # weights, gradients, two Adam moments, and the average
+        total += 4 * count * copies
+        lines.append(f"# {name}: {count:,} parameters" + (", averaged" if name in method.ema else ""))
+    lines.append(f"# memory: {total / 2**20:,.1f} MiB for weights, gradients, optimiser and averages; activations come on top")
+    order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(0))
+    lines.append(f"# each step: {order}")
+    lines.append(f"# {train.steps:,} steps of {train.batch}: {train.steps * train.batch:,} images per phase, in {job.out}")
+    return Outcome("planned", answer="\n".join(lines))

@@ -1,0 +1,1 @@
+"""Measures of samples: pure functions on features and points."""

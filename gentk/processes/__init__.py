@@ -1,0 +1,1 @@
+"""Noising processes, denoisers and the noise levels they are used at."""

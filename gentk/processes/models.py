@@ -1,0 +1,76 @@
+"""Models by name, run or file: a safetensors file and its header become a network that can be called.
+
+A header says `kind` (denoiser | generator | classifier), `net`, `data` (name, shape, classes) and, but for classifiers,
+`process`, `predicts` and `sigma_data`; a one-step generator is a denoiser that is called once at `sigma_init`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from gentk import nets
+from gentk.errors import GentkError, RecipeError
+from gentk.nets.weights import load_into
+from gentk.processes import schedules
+from gentk.processes.denoiser import Denoiser
+from gentk.recipe import schema
+from gentk.recipe.stamp import read_header
+from gentk.recipe.store import model_path
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its name as the user gave it, the network in eval mode without gradients, and its header."""
+
+    name: str
+    net: nn.Module
+    header: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, S, S) or (D,)."""
+        return tuple(self.header["data"]["shape"])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 for an unconditional model."""
+        return int(self.header["data"]["classes"])
+
+
+def _section(kind: Any, value: Any, place: str) -> Any:
+    try:
+        # through JSON, where the strict schemas take arrays for tuples
+        return TypeAdapter(kind).validate_json(json.dumps(value))
+    except ValidationError as e:
+        raise GentkError(f"{place}: not understood: {e.errors()[0]['msg']}", hint="upgrade gentk, or export the model again") from e
+
+
+def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
+    """The model that `ref` (registry name, run folder or file) stands for, on device `where`.
+
+    Denoisers and generators come as `Denoiser`, classifiers as their network. Raises MissingAsset or RecipeError when
+    there is none, GentkError when the file is damaged or holds another architecture, RecipeError for another kind.
+    """
+    path = model_path(ref)
+    header = read_header(path)
+    if header["kind"] not in kinds:
+        raise RecipeError(f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list")
+    data = header["data"]
+    section = _section(schema.Net, header["net"], f"{path}: header: net")
+    net: nn.Module = nets.build(section, shape=tuple(data["shape"]), classes=data["classes"])
+    load_into(net, path)
+    if header["kind"] != "classifier":
+        process = schedules.build(_section(schema.Process, header["process"], f"{path}: header: process"))
+        net = Denoiser(net, process, header["predicts"], header["sigma_data"])
+    return Model(ref, net.to(where).eval().requires_grad_(False), header)
+
+
+def fast_layout(net: nn.Module) -> nn.Module:
+    """Weights in channels-last order: a quarter to a third less time per convolution on the CPU; same numbers."""
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,162 @@
+"""The noising processes that recipes can name, each in closed form with its exact inverse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gentk.errors import RecipeError
+from gentk.processes.process import Process
+from gentk.recipe import schema
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance exploding: alpha = 1, sigma = t (Karras et al. 2022, arXiv:2206.00364)."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+    name: ClassVar[str] = "ve"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """t."""
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def t_of(self, ratio: Tensor) -> Tensor:
+        """The ratio itself."""
+        return ratio
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance preserving, beta(t) linear on [0, 1] (Song et al. 2021, arXiv:2011.13456, appendix C).
+
+    alpha = exp(-B/2), sigma = sqrt(1 - exp(-B)), B(t) = integral of beta from 0 to t, so that ln(1 + s^2) = B.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    name: ClassVar[str] = "vp"
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """exp(-B/2)."""
+        return torch.exp(-0.5 * self._integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - exp(-B)), without cancellation at small t."""
+        return torch.sqrt(-torch.expm1(-self._integral(t)))
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """-beta alpha / 2."""
+        return -0.5 * self._beta(t) * self.alpha(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """beta alpha^2 / (2 sigma); inf at t = 0."""
+        return 0.5 * self._beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def t_of(self, ratio: Tensor) -> Tensor:
+        """The root of B(t) = ln(1 + s^2), in the form that does not subtract nearly equal numbers."""
+        b = torch.log1p(ratio**2)
+        return 2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Variance preserving: alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Salimans & Ho 2022, arXiv:2202.00512)."""
+
+    t_min: float = 1e-4
+    t_max: float = 0.9999
+    name: ClassVar[str] = "cosine"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """cos(pi t / 2)."""
+        return torch.cos(0.5 * math.pi * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sin(pi t / 2)."""
+        return torch.sin(0.5 * math.pi * t)
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """-(pi / 2) sigma."""
+        return -0.5 * math.pi * self.sigma(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """(pi / 2) alpha."""
+        return 0.5 * math.pi * self.alpha(t)
+
+    def t_of(self, ratio: Tensor) -> Tensor:
+        """(2 / pi) arctan s."""
+        return torch.atan(ratio) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight path: alpha = 1 - t, sigma = t (Liu et al. 2022, arXiv:2209.03003, with time reversed)."""
+
+    t_min: float = 1e-4
+    t_max: float = 1.0
+    name: ClassVar[str] = "rectified-flow"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """t."""
+        return t
+
+    def d_alpha(self, t: Tensor) -> Tensor:
+        """-1."""
+        return -torch.ones_like(t)
+
+    def d_sigma(self, t: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(t)
+
+    def t_of(self, ratio: Tensor) -> Tensor:
+        """s / (1 + s), written so that s = 0 and s = inf give 0 and 1."""
+        return 1 / (1 + 1 / ratio)
+
+
+def build(section: schema.Process) -> Process:
+    """The process that a recipe's section describes. Raises RecipeError for an empty range of times."""
+    process: Process
+    match section:
+        case schema.VE():
+            process = VE(section.sigma_min, section.sigma_max)
+        case schema.VP():
+            process = VP(section.beta_min, section.beta_max, section.t_min)
+        case schema.Cosine():
+            process = Cosine(section.t_min, section.t_max)
+        case schema.RectifiedFlow():
+            process = RectifiedFlow(section.t_min, section.t_max)
+    if not process.t_min < process.t_max:
+        raise RecipeError(
+            f"process `{process.name}`: the smallest time {process.t_min:g} is not below the largest {process.t_max:g}",
+            hint="lower t_min (ve: sigma_min) or raise t_max (ve: sigma_max)",
+        )
+    return process

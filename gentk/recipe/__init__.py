@@ -1,0 +1,1 @@
+"""Recipes: YAML in, frozen pydantic models out. No torch anywhere in this package."""

@@ -1,0 +1,209 @@
+"""The sections that recipes are made of: every key, its type, range, default and meaning, in one place.
+
+All sections forbid unknown keys, are frozen and strict. YAML lists arrive as tuples (see `yaml12`). A task's own recipe
+is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a method's settings are the `Config` of its file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values never change and are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Expect(Section):
+    """One figure that the recipe is after, with its source, beside what this code reached."""
+
+    paper: float | None = Field(None, description="the paper's figure, or null where it has none for this setting")
+    where: str | None = Field(None, description="where the paper says so: table, section or abstract")
+    ours: float | None = Field(None, description="what this recipe gave here, measured")
+    note: str | None = Field(None, description="how ours was measured: seeds, spread, machine")
+
+
+class Needs(Section):
+    """Files that must be there before the run starts."""
+
+    weights: tuple[str, ...] = Field((), description="models, by registry name or path")
+    data: tuple[str, ...] = Field((), description="data sets, by name")
+
+
+class Head(Section):
+    """What every recipe says about itself."""
+
+    task: str = Field(description="the task, as in `gentk TASK`")
+    about: str = Field(description="one line: what this recipe makes")
+    paper: str | None = Field(None, description="the paper behind it, as arXiv:NNNN.NNNNN")
+    size: Literal["smoke", "laptop", "gpu", "cluster"] = Field(description="the machine it is made for")
+    default: bool = Field(False, description="whether the bare `gentk TASK METHOD` runs this recipe")
+    needs: Needs = Field(Needs(), description="files that must be present")
+    expect: dict[str, Expect] = Field({}, description="figures by name, as `--json` reports them")
+    seed: NonNegativeInt = Field(0, description="every random number of the run derives from it")
+
+
+class Data(Section):
+    """A data set and where it lies."""
+
+    name: str = Field(description="digits | mnist | fashion-mnist | cifar10 | points:NAME | images:FOLDER")
+    root: str | None = Field(None, description="folder that holds the files; else the environment variable GENTK_DATA")
+    size: PositiveInt | None = Field(None, description="side in pixels that the images must have (images:FOLDER)")
+    points: PositiveInt = Field(20_000, description="how many points to draw per split (points:NAME)")
+
+
+class UNet(Section):
+    """Class-conditional U-Net for images (gentk/nets/unet.py)."""
+
+    name: Literal["unet"]
+    width: PositiveInt = Field(32, description="channels at full resolution; the levels multiply it")
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2), description="channel multiplier per level, finest first")
+    blocks: PositiveInt = Field(1, description="residual blocks per level")
+    attention: tuple[PositiveInt, ...] = Field((), description="sides in pixels at which self-attention is used")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout inside the residual blocks")
+
+
+class Mlp(Section):
+    """Residual multilayer perceptron for points (gentk/nets/mlp.py)."""
+
+    name: Literal["mlp"]
+    width: PositiveInt = Field(128, description="hidden units")
+    blocks: PositiveInt = Field(3, description="residual blocks")
+
+
+class SmallCnn(Section):
+    """Small convolutional classifier whose last hidden layer serves as features (gentk/nets/classifier.py)."""
+
+    name: Literal["small-cnn"]
+    width: PositiveInt = Field(32, description="channels of the first convolution")
+    features: PositiveInt = Field(64, description="width of the feature layer")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the feature layer")
+
+
+Net = Annotated[UNet | Mlp | SmallCnn, Field(discriminator="name")]
+
+
+class VE(Section):
+    """Variance exploding, x_t = x0 + t eps: EDM's coordinates."""
+
+    name: Literal["ve"]
+    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level used")
+    sigma_max: PositiveFloat = Field(80.0, description="largest noise level used")
+
+
+class VP(Section):
+    """Variance preserving with linear beta(t) on t in [0, 1] (Song et al. 2021)."""
+
+    name: Literal["vp"]
+    beta_min: PositiveFloat = Field(0.1, description="beta at t = 0")
+    beta_max: PositiveFloat = Field(20.0, description="beta at t = 1")
+    t_min: PositiveFloat = Field(1e-5, description="smallest time used")
+
+
+class Cosine(Section):
+    """Variance preserving with alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+
+    name: Literal["cosine"]
+    t_min: PositiveFloat = Field(1e-4, description="smallest time used")
+    t_max: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="largest time used")
+
+
+class RectifiedFlow(Section):
+    """Straight path x_t = (1 - t) x0 + t eps; t = 1 is noise."""
+
+    name: Literal["rectified-flow"]
+    t_min: PositiveFloat = Field(1e-4, description="smallest time used")
+    t_max: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="largest time used")
+
+
+Process = Annotated[VE | VP | Cosine | RectifiedFlow, Field(discriminator="name")]
+Predicts = Literal["edm", "x0", "eps", "v", "flow"]
+
+
+class LogNormal(Section):
+    """ln sigma ~ N(mean, std^2), sigma = the noise-to-signal ratio (Karras et al. 2022, table 1)."""
+
+    name: Literal["lognormal"]
+    mean: float = Field(-1.2, description="mean of ln sigma")
+    std: PositiveFloat = Field(1.2, description="standard deviation of ln sigma")
+
+
+class KarrasUniform(Section):
+    """Uniform on EDM's rho-warped grid, cut at `t_max` / 1000 of it: SiD's law for the generator update."""
+
+    name: Literal["karras"]
+    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level")
+    sigma_max: PositiveFloat = Field(80.0, description="noise level at the end of the grid")
+    rho: PositiveFloat = Field(7.0, description="warp of the grid")
+    t_max: Annotated[float, Field(gt=0, le=1000)] = Field(800.0, description="part of the grid used, in thousandths")
+
+
+class UniformTime(Section):
+    """Uniform in the process's own time between its `t_min` and `t_max`."""
+
+    name: Literal["uniform"]
+
+
+class LogitNormal(Section):
+    """logit t ~ N(mean, std^2) in the process's own time scaled to [0, 1] (Esser et al. 2024)."""
+
+    name: Literal["logit-normal"]
+    mean: float = Field(0.0, description="mean of logit t")
+    std: PositiveFloat = Field(1.0, description="standard deviation of logit t")
+
+
+Times = Annotated[LogNormal | KarrasUniform | UniformTime | LogitNormal, Field(discriminator="name")]
+
+
+class Optimiser(Section):
+    """One optimiser and its learning-rate schedule."""
+
+    name: Literal["adam", "adamw"] = Field("adam", description="adam, or adamw for decoupled weight decay")
+    lr: PositiveFloat = Field(description="peak learning rate")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the first and second moments")
+    eps: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
+    weight_decay: NonNegativeFloat = Field(0.0, description="L2 penalty (adam) or decoupled decay (adamw)")
+    warmup: NonNegativeInt = Field(0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="shape after warm-up, to the last step")
+    floor: Fraction = Field(0.0, description="final learning rate as a fraction of the peak (cosine, linear)")
+    clip: PositiveFloat | None = Field(None, description="largest global gradient norm; null for no clipping")
+
+
+class Ema(Section):
+    """Exponential moving average of weights, counted in images (Karras et al. 2022)."""
+
+    half_life: PositiveInt = Field(500_000, description="images after which a weight's share has halved")
+    ramp_up: PositiveFloat | None = Field(0.05, description="cap the half-life at this fraction of the images seen; null: no")
+
+
+class Train(Section):
+    """The loop: how long, how large, how precise, how often."""
+
+    steps: PositiveInt = Field(description="optimiser steps")
+    batch: PositiveInt = Field(128, description="images per step and phase, over all devices")
+    accumulate: PositiveInt = Field(1, description="micro-batches that a batch is split into")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the losses under autocast")
+    compile: bool = Field(False, description="torch.compile each network")
+    nan: Literal["stop", "skip"] = Field("stop", description="on a loss or gradient that is not finite")
+    log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
+    keep: PositiveInt = Field(2, description="checkpoints kept")
+    sample_every: NonNegativeInt = Field(0, description="steps between pictures in samples/; 0: only at the end")
+    track: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="optional listeners beside metrics.jsonl")
+
+
+class Measure(Section):
+    """How the Frechet distance, precision and recall of a generative run are measured."""
+
+    n: PositiveInt = Field(10_000, description="samples drawn")
+    features: str = Field(description="feature network (model name, run or file), or `identity` for the raw values")
+    k: PositiveInt = Field(3, description="neighbours that define the manifolds of precision and recall")
+    preview: NonNegativeInt = Field(0, description="samples for the figures along the way (`eval/...`); 0: none")
+    steps: PositiveInt = Field(18, description="Heun steps for a many-step model: NFE = 2 steps - 1")
+    batch: PositiveInt = Field(500, description="samples per network call")

@@ -1,0 +1,43 @@
+"""Make a one-step generator out of a diffusion model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from gentk.recipe.schema import Data, Ema, Head, Measure, Optimiser, Section, Train
+
+if TYPE_CHECKING:
+    from gentk.engine.run import Job, Outcome
+
+M = TypeVar("M", bound=Section)
+SUBJECT = "teacher"
+
+
+class Optim(Section):
+    """One optimiser per network that learns."""
+
+    generator: Optimiser = Field(description="the one-step generator's optimiser")
+    fake: Optimiser = Field(description="the fake score's optimiser")
+
+
+class Recipe(Head, Generic[M]):
+    """A `distill` recipe."""
+
+    task: Literal["distill"]
+    teacher: str = Field(description="model name, run folder or safetensors file of the diffusion model")
+    method: M = Field(description="the method and its settings")
+    optim: Optim = Field(description="optimisers of the two networks")
+    ema: Ema = Field(Ema(), description="averaging of the generator; the average is evaluated and exported")
+    train: Train = Field(description="the loop")
+    measure: Measure | None = Field(None, description="figures at the end of the run; null: none")
+    reference: Data | None = Field(None, description="real data to measure against; null: the teacher's own")
+
+
+def run(job: Job) -> Outcome:
+    """Trains the method of the job's recipe in its run folder."""
+    from gentk.engine.session import execute
+    from gentk.tasks import method_module
+
+    return execute(job, method_module("distill", job.recipe.method.name).build)

@@ -1,0 +1,147 @@
+"""The core of one-step distillation: generator, fake score and frozen teacher, in denoiser space.
+
+    symbol   here                meaning
+    G        `generator`         x0 = D_theta(s_init z, s_init, c), z ~ N(0, I)
+    D_q      `teacher`           the diffusion model's denoiser, frozen
+    D_psi    `fake`              denoiser of the generator's own samples, learned alongside
+    s        `s`                 noise level of x_t = x0 + s eps, eps independent of z
+
+Each step updates `fake` `fake_steps` times on fresh generator samples, then the generator once (sim.md section 3 of our
+notes; SiD and Diff-Instruct in the same order). Everything is in variance-exploding coordinates: a teacher with another
+process is brought to them by `at_sigma`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentk import data
+from gentk.engine.generative import Judge, Sampler, picture
+from gentk.engine.method import Batch, Export, Metrics, Phase, Result
+from gentk.losses.divergence import weight
+from gentk.losses.matching import edm
+from gentk.processes import times
+from gentk.processes.denoiser import Denoiser, at_sigma
+from gentk.processes.models import fast_layout, load
+from gentk.processes.process import expand, ratio
+from gentk.recipe.schema import Data
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x0, d_teacher, d_fake), each (B, ...) -> (B,): the generator's loss before weighting."""
+
+_SHOWN = 100  # samples in a picture
+_BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle and high
+
+
+class OneStep:
+    """A `Trainable` for every objective that compares teacher and fake denoiser on noised generator samples."""
+
+    def __init__(self, recipe: Any, where: torch.device, objective: Objective, *, through_denoisers: bool = True) -> None:
+        self.recipe, self.config, self.where = recipe, recipe.method, where
+        self.objective, self.through_denoisers = objective, through_denoisers
+        self.model = load(recipe.teacher, kinds=("denoiser",), where=where)
+        fast_layout(self.model.net)
+        assert isinstance(self.model.net, Denoiser)
+        self.teacher: Denoiser = self.model.net
+        self.process = self.teacher.process
+        self.cycle = tuple(range(self.model.classes))
+        # both start from the teacher's weights: the paper's initialisation
+        self.nets: dict[str, nn.Module] = {name: self._copy() for name in ("fake", "generator")}
+        self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
+        self.optim = {"generator": recipe.optim.generator, "fake": recipe.optim.fake}
+        self.data = None  # data-free: everything is learned from the teacher
+        self.judge: Judge | None = None
+        self._teacher_shown: Tensor | None = None
+        if recipe.measure is not None:
+            reference = recipe.reference or Data(name=self.model.header["data"]["name"])
+            train, test = data.load(reference, "train"), data.load(reference, "test")
+            self.judge = Judge(recipe.measure, train, test, where)
+
+    def _copy(self) -> nn.Module:
+        net = copy.deepcopy(self.teacher)
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = self.config.dropout
+        return net
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        """`fake_steps` updates of the fake score, then one of the generator."""
+        for k in range(self.config.fake_steps):
+            yield Phase("fake" if k == 0 else f"fake-{k + 1}", ("fake",), self._fake_loss)
+        yield Phase("generator", ("generator",), self._generator_loss)
+
+    def _generate(self, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """(x0, labels) from fresh noise; labels uniform over the classes."""
+        z = torch.randn((n, *self.model.shape), generator=gen, device=self.where)
+        cond = torch.randint(self.model.classes, (n,), generator=gen, device=self.where) if self.cycle else None
+        s = torch.tensor(self.config.sigma_init, device=self.where)
+        return at_sigma(self.nets["generator"], s * z, s, cond), cond  # type: ignore[arg-type]
+
+    def _noise(self, law: Any, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (n,) by a recipe's law, and noise that is independent of the generator's (else psi learns another field)."""
+        t = times.draw(law, self.process, n, gen, self.where)
+        return t, torch.randn((n, *self.model.shape), generator=gen, device=self.where)
+
+    def _fake_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():  # the fake score fits the generator's samples as data; the generator does not move here
+            x0, cond = self._generate(batch.n, gen)
+        t, eps = self._noise(self.config.noise_fake, batch.n, gen)
+        return edm(self.nets["fake"], x0, t, eps, cond, self.teacher.sigma_data).mean(), {}  # type: ignore[arg-type]
+
+    def _generator_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
+        x0, cond = self._generate(batch.n, gen)
+        t, eps = self._noise(self.config.noise_generator, batch.n, gen)
+        s = ratio(self.process, t).to(x0.dtype)
+        x_t = x0 + expand(s, x0) * eps
+        # parameters of both denoisers are frozen (the teacher's always, the fake's by the engine in this phase), but the
+        # graph through x_t stays: the objective's gradient lives on it, unless the objective says otherwise
+        with nullcontext() if self.through_denoisers else torch.no_grad():
+            d_teacher = at_sigma(self.teacher, x_t, s, cond)
+            d_fake = at_sigma(self.nets["fake"], x_t, s, cond)  # type: ignore[arg-type]
+        loss = weight(self.config.weight, s, x0, d_teacher) * self.objective(x0, d_teacher, d_fake)
+        return loss.mean(), _gaps(s, (d_teacher - d_fake).detach())
+
+    def _samplers(self, averaged: Mapping[str, nn.Module]) -> tuple[Sampler, Sampler]:
+        steps = self.recipe.measure.steps if self.recipe.measure else 18
+        teacher = Sampler(self.teacher, self.model.shape, self.cycle, self.where, steps)
+        student = averaged["generator"]
+        assert isinstance(student, Denoiser)
+        return teacher, Sampler(student, self.model.shape, self.cycle, self.where, sigma_init=self.config.sigma_init)
+
+    def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """Teacher and student from the same noise, side by side, and the student's figures."""
+        teacher, student = self._samplers(averaged)
+        n, seed = (_SHOWN if len(self.model.shape) == 3 else 2000), self.recipe.seed
+        if self._teacher_shown is None:
+            self._teacher_shown = teacher(n, seed)
+        names = (f"teacher, {teacher.nfe} NFE", f"student, {student.nfe} NFE")
+        shown = picture(dict(zip(names, (self._teacher_shown, student(n, seed)), strict=True)))
+        return Result(self.judge.glance(student, seed) if self.judge else {}, {"teacher-student": shown})
+
+    def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """Figures of teacher and student from the same noise, and the generator."""
+        teacher, student = self._samplers(averaged)
+        figures: dict[str, float] = {}
+        if self.judge is not None:
+            for name, sampler in (("teacher", teacher), ("student", student)):
+                figures |= {f"{k}_{name}": v for k, v in self.judge(sampler, self.recipe.seed).items()}
+            figures["fd_ratio"] = figures["fd_student"] / figures["fd_teacher"]
+            figures["speedup"] = figures["ms_per_sample_teacher"] / figures["ms_per_sample_student"]
+        header = {k: self.model.header[k] for k in ("net", "process", "predicts", "sigma_data", "data", "licence")}
+        header |= {"kind": "generator", "sigma_init": self.config.sigma_init, "teacher": self.recipe.teacher}
+        return Result(figures, exports={"generator": Export(student.denoiser.net, header)})
+
+
+def _gaps(s: Tensor, delta: Tensor) -> Metrics:
+    """Mean |delta|^2 / d, all and by noise level: the loss is signed and says nothing, this falls as the student nears."""
+    gap = delta.square().flatten(1).mean(1)
+    low, high = _BUCKETS
+    parts = {"gap_low": s < low, "gap_mid": (s >= low) & (s < high), "gap_high": s >= high}
+    means = {name: (gap * mask).sum() / mask.sum().clamp(min=1) for name, mask in parts.items()}
+    return {"gap": gap.mean(), **means}

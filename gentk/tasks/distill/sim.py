@@ -1,0 +1,52 @@
+"""Score implicit matching: one step from a diffusion teacher by score-based divergences (arXiv:2410.16794)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from gentk.recipe.schema import Fraction, KarrasUniform, LogNormal, Section, Times
+
+if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
+    import torch
+    from torch import Tensor
+
+    from gentk.engine.method import Trainable
+
+
+class Config(Section):
+    """Settings of SIM; symbols as in the paper."""
+
+    name: Literal["sim"]
+    distance: Literal["pseudo-huber", "l2", "l2-norm", "smooth-l1"] = Field(
+        "pseudo-huber", description="d(y) of the score difference: sqrt(|y|^2 + c^2) - c, |y|^2, |y|, or per coordinate"
+    )
+    c: Literal["auto"] | NonNegativeFloat = Field(
+        "auto", description="pseudo-Huber constant in denoiser units; auto: 0.00054 sqrt(d), iCT's rule"
+    )
+    path: Literal["frozen", "full"] = Field(
+        "frozen", description="sampling law of the divergence: frozen as in the paper, or differentiated as well"
+    )
+    weight: Literal["const", "sid-l1", "edm", "s2", "s4"] = Field(
+        "const", description="w(sigma) on the generator loss: 1, 1 / mean|x0 - D_q|, EDM's lambda, sigma^-2, sigma^-4"
+    )
+    sigma_init: PositiveFloat = Field(2.5, description="the fixed noise level at which the generator is called")
+    fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
+    noise_generator: Times = Field(KarrasUniform(name="karras"), description="noise levels of the generator update")
+    noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the fake-score update")
+    dropout: Fraction = Field(0.0, description="dropout in generator and fake score while they learn; the teacher has none")
+
+
+def build(recipe: Any, where: torch.device) -> Trainable:
+    """The method, ready to train on device `where`."""
+    from gentk.losses.divergence import sim
+    from gentk.tasks.distill._one_step import OneStep
+
+    config: Config = recipe.method
+
+    def objective(x0: Tensor, d_teacher: Tensor, d_fake: Tensor) -> Tensor:
+        c = 0.00054 * x0[0].numel() ** 0.5 if config.c == "auto" else config.c
+        return sim(x0, d_teacher, d_fake, distance=config.distance, c=c, path=config.path)
+
+    return OneStep(recipe, where, objective)

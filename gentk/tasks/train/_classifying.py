@@ -1,0 +1,93 @@
+"""The torch side of `train classifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gentk import data, nets
+from gentk.engine.method import Batch, Export, Metrics, Phase, Result
+from gentk.errors import RecipeError
+from gentk.metrics.quality import halves
+from gentk.processes.models import fast_layout
+
+
+class Classifying:
+    """A `Trainable`: one network, one phase, cross-entropy on lightly augmented images."""
+
+    def __init__(self, recipe: Any, where: torch.device) -> None:
+        self.recipe, self.config, self.where = recipe, recipe.method, where
+        self.data = data.load(recipe.data, "train")
+        self.test = data.load(recipe.data, "test")
+        if self.data.y is None:
+            raise RecipeError(f"data.name: `{recipe.data.name}` has no labels to learn", hint="put images into class sub-folders")
+        if recipe.net.name != "small-cnn":
+            raise RecipeError(f"net.name: `{recipe.net.name}` is a denoiser, a classifier needs `small-cnn`")
+        torch.manual_seed(recipe.seed)  # the initial weights
+        net = nets.build(recipe.net, shape=self.data.shape, classes=self.data.classes)
+        self.nets: dict[str, nn.Module] = {"classifier": fast_layout(net).to(where)}
+        self.ema, self.optim = ("classifier",), {"classifier": recipe.optim}
+
+    def phases(self, step: int) -> Iterator[Phase]:
+        """One update of the classifier."""
+        yield Phase("classifier", ("classifier",), self._loss)
+
+    def _loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
+        x, y, config = batch.x, batch.y, self.config
+        assert x is not None and y is not None  # checked in __init__
+        x = _shifted(x, config.shift, gen) + config.noise * torch.randn(x.shape, generator=gen, device=self.where)
+        logits = self.nets["classifier"](x)
+        accuracy = (logits.argmax(1) == y).float().mean()
+        return F.cross_entropy(logits, y, label_smoothing=config.label_smoothing), {"accuracy": accuracy}
+
+    def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """Accuracy on the test split; a classifier makes no pictures."""
+        return Result({"accuracy": self._right(averaged["classifier"], self.test) / len(self.test)})
+
+    @torch.no_grad()  # a measurement
+    def _right(self, net: nn.Module, split: data.DataSet) -> int:
+        found = 0
+        for part in torch.arange(len(split)).split(1000):
+            x, y = split.batch(part)
+            found += int((net(x.to(self.where)).argmax(1).cpu() == y).sum())
+        return found
+
+    @torch.no_grad()  # a measurement
+    def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
+        """Accuracy on both splits, the number right of the test split, and the yardstick of its feature space."""
+        net = averaged["classifier"]
+
+        def extract(x: Tensor) -> Tensor:
+            return torch.cat([net.features(p.to(self.where)).cpu().double() for p in x.split(1000)])  # type: ignore[operator]
+
+        right = self._right(net, self.test)
+        figures = {
+            "accuracy": right / len(self.test),
+            "accuracy_train": self._right(net, self.data) / len(self.data),
+            "right": float(right),
+            "of": float(len(self.test)),
+            "fd_halves": halves(self.data, self.test, extract),
+        }
+        header = {
+            "kind": "classifier",
+            "net": self.recipe.net.model_dump(mode="json"),
+            "data": {"name": self.data.name, "shape": self.data.shape, "classes": self.data.classes},
+            "licence": "Apache-2.0",
+        }
+        return Result(figures, exports={"classifier": Export(net, header)})
+
+
+def _shifted(x: Tensor, most: int, gen: torch.Generator) -> Tensor:
+    """Each image translated by its own random offset of at most `most` pixels per axis, the border repeated."""
+    if most == 0:
+        return x
+    n, c, h, w = x.shape
+    offset = torch.randint(0, 2 * most + 1, (2, n, 1), generator=gen, device=x.device)
+    padded = F.pad(x, (most,) * 4, mode="replicate")
+    rows = (offset[0] + torch.arange(h, device=x.device))[:, None, :, None].expand(n, c, h, padded.shape[3])
+    columns = (offset[1] + torch.arange(w, device=x.device))[:, None, None, :].expand(n, c, h, w)
+    return padded.gather(2, rows).gather(3, columns)
