@@ -71,7 +71,8 @@ def test_the_density_integrates_to_one(name: str) -> None:
 @pytest.mark.parametrize("name", SCORED)
 def test_samples_follow_the_density(name: str) -> None:
     samples = draw(name)
-    assert samples.shape == (N, 2) and samples.dtype == torch.float32
+    assert samples.shape == (N, 2)
+    assert samples.dtype == torch.float32
     # 15 features of 7 targets beyond 5 standard errors: 6e-5 for a right sampler.
     assert deviations(name, samples).abs().max() < 5
     assert deviations(name, samples * 1.05).abs().max() > 10, "the control: five per cent too wide"
@@ -85,7 +86,8 @@ def test_the_score_is_the_gradient_of_the_log_density(name: str) -> None:
     numeric = torch.stack([(target.log_prob(x + s) - target.log_prob(x - s)) / (2 * h) for s in steps], -1)
     with torch.no_grad():
         score = target.score(x)
-    assert not score.requires_grad and score.dtype == F64
+    assert not score.requires_grad
+    assert score.dtype == F64
     # Truncation h^2 |f'''| / 6 with third derivatives up to s^-3 = 1e5, rounding 1e-16 |f| / h: both below 1e-6.
     torch.testing.assert_close(score, numeric, rtol=1e-6, atol=1e-5)
     assert target.score(x.float()).dtype == torch.float32
@@ -100,10 +102,13 @@ def test_samples_depend_on_the_generator_alone() -> None:
 
 def test_checkerboard_fills_its_dark_squares_evenly() -> None:
     cell = (draw("checkerboard") + 2).floor().long()
-    assert cell.min() == 0 and cell.max() == 3 and ((cell.sum(-1) % 2) == 0).all()
+    assert cell.min() == 0
+    assert cell.max() == 3
+    assert ((cell.sum(-1) % 2) == 0).all()
     counts = (4 * cell[:, 1] + cell[:, 0]).bincount(minlength=16)
     error = math.sqrt(N * (1 / 8) * (7 / 8))
-    assert (counts > 0).sum() == 8 and ((counts[counts > 0] - N / 8).abs() < 5 * error).all()
+    assert (counts > 0).sum() == 8
+    assert ((counts[counts > 0] - N / 8).abs() < 5 * error).all()
     inside = draw("checkerboard").double().frac().abs()
     assert abs(inside.mean().item() - 0.5) < 5 / math.sqrt(12 * 2 * N)
 
@@ -137,4 +142,5 @@ def test_faults_say_what_is_there() -> None:
         targets.find("rng8")
     with pytest.raises(RecipeError, match="`spiral` has exact samples but no score") as caught:
         targets.find("spiral").score(torch.zeros(1, 2))
-    assert "ring8" in caught.value.hint and "spiral" not in caught.value.hint
+    assert "ring8" in caught.value.hint
+    assert "spiral" not in caught.value.hint

@@ -84,7 +84,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within [10^low, 10^high]; also 2 and 5 times them where there are few."""
-    first, last = math.floor(low), math.ceil(high)
+    first, last = max(math.floor(low), -300), min(math.ceil(high), 300)  # what a float can hold
     units = (1.0, 2.0, 5.0) if high - low < 2.5 else (1.0,)
     stride = max(1, round((high - low) / 6))
     found = [unit * 10.0**power for power in range(first, last + 1, stride) for unit in units]
@@ -112,7 +112,7 @@ def _path(kind: str, placed: Sequence[tuple[float, float]]) -> str:
 
 
 def _thinned(placed: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lowest and the highest point of every bucket, in order: thinning must not hide a spike."""
+    """The lowest and the highest point of every bucket, and both ends: thinning must not hide a spike."""
     if len(placed) <= 2 * _BUCKETS:
         return list(placed)
     kept: list[tuple[float, float]] = []
@@ -120,7 +120,7 @@ def _thinned(placed: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
         bucket = range(start, end)
         ends = {min(bucket, key=lambda k: placed[k][1]), max(bucket, key=lambda k: placed[k][1])}
         kept += [placed[k] for k in sorted(ends)]
-    return kept
+    return [placed[0], *kept, placed[-1]]
 
 
 def _running_mean(placed: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -129,9 +129,8 @@ def _running_mean(placed: Sequence[tuple[float, float]]) -> list[tuple[float, fl
     for _, y in placed:
         sums.append(sums[-1] + y)
     reach = max(1, len(placed) // 30)
-    centres = [edge for edge in _edges(len(placed) - 1, min(_BUCKETS, len(placed) - 1))]
     means = []
-    for k in centres:
+    for k in _edges(len(placed) - 1, min(_BUCKETS, len(placed) - 1)):
         reach_here = min(reach, k, len(placed) - 1 - k)  # symmetric at the ends too, or the curve would lag there
         first, last = k - reach_here, k + reach_here + 1
         means.append((placed[k][0], (sums[last] - sums[first]) / (last - first)))

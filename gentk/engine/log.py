@@ -209,7 +209,7 @@ class _Wandb:
 
     def __init__(self, folder: Path) -> None:
         # Not `import wandb`: a folder of that name, which W&B itself leaves behind, would satisfy it.
-        from wandb import init  # type: ignore[import-not-found,unused-ignore]
+        from wandb import init
 
         kept = folder / "wandb.id"
         if not kept.exists():

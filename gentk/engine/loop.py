@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,10 +156,9 @@ def fit(
     if train.compile:
         compiled(method.nets)
     means, mark = _Means(), (time.monotonic(), state.step)
-    samples = run.folder / "samples"
     with Progress(train.steps, train.batch, start=state.step, quiet=run.job.quiet) as progress:
         if state.step == 0:
-            _preview(method, state, run, samples)
+            _preview(method, state, run, train)
         while state.step < train.steps:
             try:
                 for phase in method.phases(state.step):
@@ -184,7 +182,7 @@ def fit(
                 progress.update(state.step, {})
             if train.sample_every and (state.step % train.sample_every == 0 or last):
                 begun = time.monotonic()
-                _preview(method, state, run, samples)
+                _preview(method, state, run, train)
                 mark = (mark[0] + time.monotonic() - begun, mark[1])  # pictures do not count as training time
             if state.step % train.checkpoint_every == 0 or last or stop.signal is not None:
                 checkpoint.save(folder, state.step, state.pack(), keep=train.keep)
@@ -194,13 +192,12 @@ def fit(
     return state
 
 
-def _preview(method: Trainable, state: State, run: Run, folder: Path) -> None:
+def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
     shown = method.preview(state.averaged)
     for name, picture in shown.pictures.items():
-        pictures.save(picture, folder / f"{name}-{state.step:08d}.png")
+        pictures.save(picture, run.folder / "samples" / f"{name}-{state.step:08d}.png")
     if shown.metrics:
-        images = state.step * run.job.recipe.train.batch
-        run.log.metrics(state.step, images, {f"eval/{k}": v for k, v in shown.metrics.items()})
+        run.log.metrics(state.step, state.step * train.batch, {f"eval/{k}": v for k, v in shown.metrics.items()})
 
 
 def _keep_failed(run: Run, state: State, error: NotFinite) -> RunFailed:

@@ -71,8 +71,8 @@ def side_by_side(
 def scatter(points: Mapping[str, Any], side: int = 360) -> Image.Image:
     """One panel per name with its points, all on the same axes; what falls outside the axes is counted in the title.
 
-    `points`: name -> (N, 2) in data coordinates. The axes hold the central 99.8 % of the first set, which is the one to
-    compare with, and a margin of a tenth, so that one stray sample cannot shrink the picture. `side` is in pixels.
+    `points`: name -> (N, 2) in data coordinates. The axes hold the central 98 % of the first set, which is the one to
+    compare with, and half as much again, so that no stray sample can shrink the picture. `side` is in pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,8 +83,8 @@ def scatter(points: Mapping[str, Any], side: int = 360) -> Image.Image:
             raise ValueError(f"{name}: points must be (N, 2), not {each.shape}")
     first = next(iter(sets.values()))
     first = first[np.isfinite(first).all(axis=1)]
-    low, high = np.quantile(first, [0.001, 0.999], axis=0) if len(first) else (np.full(2, -1.0), np.full(2, 1.0))
-    middle, reach = (low + high) / 2, max(0.6 * float((high - low).max()), 1e-6)
+    low, high = np.quantile(first, [0.01, 0.99], axis=0) if len(first) else (np.full(2, -1.0), np.full(2, 1.0))
+    middle, reach = (low + high) / 2, max(0.75 * float((high - low).max()), 1e-6)
 
     figure = Figure(figsize=(side / 100 * len(sets), side / 100 + 0.3), dpi=100, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)  # a canvas of our own: pyplot would keep the figure and choose a display

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from gentk.errors import RecipeError
 
@@ -86,9 +86,9 @@ def load(text: str, *, source: str) -> Any:
     """The value of `text`. Raises RecipeError with every fault, one per line."""
     document = parse(text, source=source)
     if document.faults:
-        raise RecipeError(
-            "\n".join(f"{source}:{f.line}: {dotted(f.path)}: {f.text}" for f in sorted(document.faults, key=_by_line))
-        )
+        ordered = sorted(document.faults, key=lambda fault: fault.line)
+        said = [": ".join(filter(None, (f"{source}:{f.line}", dotted(f.path), f.text))) for f in ordered]
+        raise RecipeError("\n".join(said))
     return document.value
 
 
@@ -169,15 +169,11 @@ class _Builder:
             case "float" if _FLOAT.match(text):
                 return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
             case "null" | "bool" | "int" | "float" as kind:
-                return self._fault(path, f"`{text}` is not a {kind}")
+                return self._fault(path, f"`{text}` is not of type {kind}")
         return self._fault(path, f"the tag {_shown(node.tag)} is not supported")
 
     def _fault(self, path: Path, text: str) -> None:
         self.faults.append(Fault(self.lines[path], path, text))
-
-
-def _by_line(fault: Fault) -> int:
-    return fault.line
 
 
 def _shown(tag: str) -> str:

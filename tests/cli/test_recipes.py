@@ -274,7 +274,7 @@ from gentk.recipe import store
 store.root = lambda: pathlib.Path({str(tmp_path)!r})
 from gentk.cli.recipes import app
 app(["list"], standalone_mode=False)
-heavy = {{"torch", "numpy", "pydantic", "matplotlib", "gentk.tasks"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "matplotlib", "gentk.tasks", "gentk.recipe.schema"}} & set(sys.modules)
 print(time.process_time(), *sorted(heavy))
 """
     times = []

@@ -98,8 +98,10 @@ def test_every_form_gives_the_same_images(tmp_path: Path, write: Callable[[Path]
         got = data.load(Data(name="cifar10", root=str(tmp_path)), split)
         expected = np.concatenate([BATCHES[name][0] for name in names]).reshape(-1, 3, 32, 32)
         assert np.array_equal(got.x.numpy(), expected)
-        assert got.y is not None and got.y.tolist() == np.concatenate([BATCHES[name][1] for name in names]).tolist()
-        assert got.shape == (3, 32, 32) and got.classes == 10
+        assert got.y is not None
+        assert got.y.tolist() == np.concatenate([BATCHES[name][1] for name in names]).tolist()
+        assert got.shape == (3, 32, 32)
+        assert got.classes == 10
 
 
 @pytest.mark.parametrize("write", [write_python, write_binary, write_sheets])
@@ -182,9 +184,12 @@ def test_damaged_sheets_are_named(tmp_path: Path) -> None:
 @on_real_data
 def test_the_real_files() -> None:
     train, test = (data.load(Data(name="cifar10", root=SHARED), split) for split in ("train", "test"))
-    assert train.y is not None and train.y.bincount().tolist() == [5000] * 10
-    assert test.y is not None and test.y.bincount().tolist() == [1000] * 10
+    assert train.y is not None
+    assert train.y.bincount().tolist() == [5000] * 10
+    assert test.y is not None
+    assert test.y.bincount().tolist() == [1000] * 10
     # Exact sums, so that the published means are met to all their eight digits.
     mean = train.x.numpy().sum((0, 2, 3), dtype=np.int64) / (255 * 50_000 * 1024)
     assert mean == pytest.approx([0.49139968, 0.48215841, 0.44653091], abs=5e-9)
-    assert train.y[:5].tolist() == [6, 9, 9, 4, 1] and test.y[:5].tolist() == [3, 8, 8, 0, 6]  # the official order
+    assert train.y[:5].tolist() == [6, 9, 9, 4, 1]
+    assert test.y[:5].tolist() == [3, 8, 8, 0, 6]

@@ -17,8 +17,10 @@ def images(x: torch.Tensor, y: torch.Tensor | None = None) -> DataSet:
 
 def test_every_byte_survives_the_way_to_the_network_and_back() -> None:
     x, y = images(BYTES).batch(torch.tensor([0]))
-    assert x.dtype == torch.float32 and y is None
-    assert x.min() == -1 and x.max() == 1
+    assert x.dtype == torch.float32
+    assert y is None
+    assert x.min() == -1
+    assert x.max() == 1
     assert torch.equal(to_uint8(x), BYTES)
     assert not torch.equal(to_uint8(x - 2 / 255), BYTES)
 
@@ -26,9 +28,12 @@ def test_every_byte_survives_the_way_to_the_network_and_back() -> None:
 def test_batch_picks_samples_and_labels_in_order() -> None:
     x = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1).expand(5, 3, 2, 4)
     got, labels = images(x, torch.arange(5)).batch(torch.tensor([3, 0, 3]))
-    assert got.shape == (3, 3, 2, 4) and images(x).shape == (3, 2, 4) and len(images(x)) == 5
+    assert got.shape == (3, 3, 2, 4)
+    assert images(x).shape == (3, 2, 4)
+    assert len(images(x)) == 5
     torch.testing.assert_close(got[:, 0, 0, 0], torch.tensor([3.0, 0.0, 3.0]) / 127.5 - 1)
-    assert labels is not None and labels.tolist() == [3, 0, 3]
+    assert labels is not None
+    assert labels.tolist() == [3, 0, 3]
 
 
 def test_points_are_not_scaled() -> None:

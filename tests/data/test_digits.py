@@ -12,10 +12,16 @@ def test_bytes_counts_and_kind() -> None:
     train, test = data.load(Data(name="digits"), "train"), data.load(Data(name="digits"), "test")
     assert len(train) + len(test) == 1797
     for part in (train, test):
-        assert part.x.dtype == torch.uint8 and part.shape == (1, 8, 8) and part.kind == "image" and part.classes == 10
-        assert part.y is not None and part.y.dtype == torch.int64 and part.y.unique().tolist() == list(range(10))
+        assert part.x.dtype == torch.uint8
+        assert part.shape == (1, 8, 8)
+        assert part.kind == "image"
+        assert part.classes == 10
+        assert part.y is not None
+        assert part.y.dtype == torch.int64
+        assert part.y.unique().tolist() == list(range(10))
         # round(255 v / 16) for v = 0..16, by hand at both ends and around the middle
-        assert {0, 16, 32, 112, 128, 143, 239, 255} <= set(part.x.unique().tolist()) and len(part.x.unique()) == 17
+        assert {0, 16, 32, 112, 128, 143, 239, 255} <= set(part.x.unique().tolist())
+        assert len(part.x.unique()) == 17
 
 
 def test_every_fifth_of_each_class_in_file_order_is_test() -> None:
@@ -27,5 +33,6 @@ def test_every_fifth_of_each_class_in_file_order_is_test() -> None:
             kept.append(i)
         seen[label] += 1
     test = data.load(Data(name="digits"), "test")
-    assert test.y is not None and test.y.tolist() == raw.target[kept].tolist()
+    assert test.y is not None
+    assert test.y.tolist() == raw.target[kept].tolist()
     assert np.array_equal(test.x[:, 0].numpy(), np.rint(raw.images[kept] * 255 / 16))

@@ -31,10 +31,14 @@ def test_every_tenth_file_in_sorted_order_is_test(tmp_path: Path) -> None:
     pixels = {f"{i:02}.png": save(tmp_path / f"{i:02}.png") for i in reversed(range(21))}
     names = sorted(pixels)
     test, train = load(tmp_path, "test"), load(tmp_path)
-    assert len(test) == 3 and len(train) == 18
+    assert len(test) == 3
+    assert len(train) == 18
     for got, kept in ((test, names[::10]), (train, [n for n in names if n not in names[::10]])):
         assert np.array_equal(got.x.numpy(), np.stack([pixels[n].transpose(2, 0, 1) for n in kept]))
-        assert got.y is None and got.classes == 0 and got.kind == "image" and got.shape == (3, 4, 6)
+        assert got.y is None
+        assert got.classes == 0
+        assert got.kind == "image"
+        assert got.shape == (3, 4, 6)
 
 
 def test_sub_folders_are_classes_only_if_all_pictures_lie_in_one(tmp_path: Path) -> None:
@@ -42,11 +46,13 @@ def test_sub_folders_are_classes_only_if_all_pictures_lie_in_one(tmp_path: Path)
         save(tmp_path / "dog" / f"{i}.png")
         save(tmp_path / "cat" / "deep" / f"{i}.png")
     got = load(tmp_path)
-    assert got.classes == 2 and got.y is not None
+    assert got.classes == 2
+    assert got.y is not None
     assert got.y.tolist() == [0] * 5 + [1] * 5  # files 0 (a cat) and 10 (a dog) of twelve are the test split
     assert load(tmp_path, "test").y.tolist() == [0, 1]  # type: ignore[union-attr]
     save(tmp_path / "stray.png")
-    assert load(tmp_path).y is None and load(tmp_path).classes == 0
+    assert load(tmp_path).y is None
+    assert load(tmp_path).classes == 0
 
 
 @pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "webp", "jpg", "jpeg"])
@@ -64,10 +70,12 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 def test_grey_stays_one_channel_unless_one_picture_has_colour(tmp_path: Path) -> None:
     grey = [save(tmp_path / f"{i}.png", "L") for i in range(3)]
     got = load(tmp_path)
-    assert got.shape == (1, 4, 6) and np.array_equal(got.x[:, 0].numpy(), np.stack(grey[1:]))
+    assert got.shape == (1, 4, 6)
+    assert np.array_equal(got.x[:, 0].numpy(), np.stack(grey[1:]))
     save(tmp_path / "0.png", "RGB")  # in the other split: both splits must agree
     got = load(tmp_path)
-    assert got.shape == (3, 4, 6) and all(np.array_equal(got.x[:, c].numpy(), np.stack(grey[1:])) for c in range(3))
+    assert got.shape == (3, 4, 6)
+    assert all(np.array_equal(got.x[:, c].numpy(), np.stack(grey[1:])) for c in range(3))
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -79,7 +87,8 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     grey = save(tmp_path / "la" / "a.png", "LA").astype(float)
     got = load(tmp_path / "la", "test").x[0].numpy()
     alpha = grey[..., 1] / 255
-    assert got.shape == (1, 4, 6) and np.abs(got[0] - (alpha * grey[..., 0] + (1 - alpha) * 255)).max() <= 1
+    assert got.shape == (1, 4, 6)
+    assert np.abs(got[0] - (alpha * grey[..., 0] + (1 - alpha) * 255)).max() <= 1
     palette = Image.new("P", (6, 4), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     (tmp_path / "p").mkdir()

@@ -53,8 +53,12 @@ def test_found_in_every_layout(tmp_path: Path, name: str, place: str, gz: bool) 
     for split in ("train", "test"):
         got = data.load(Data(name=name, root=str(tmp_path)), split)
         assert np.array_equal(got.x[:, 0].numpy(), IMAGES)
-        assert got.y is not None and got.y.tolist() == LABELS.tolist() and got.y.dtype == torch.int64
-        assert got.shape == (1, 28, 28) and got.classes == 10 and got.kind == "image"
+        assert got.y is not None
+        assert got.y.tolist() == LABELS.tolist()
+        assert got.y.dtype == torch.int64
+        assert got.shape == (1, 28, 28)
+        assert got.classes == 10
+        assert got.kind == "image"
 
 
 def test_the_environment_names_a_root_for_all_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,8 @@ def test_the_environment_names_a_root_for_all_sets(tmp_path: Path, monkeypatch: 
     assert len(data.load(Data(name="fashion-mnist"), "train")) == 7
     other = write(tmp_path / "other", labels=LABELS[::-1])
     got = data.load(Data(name="fashion-mnist", root=str(other)), "train")
-    assert got.y is not None and got.y[0] == LABELS[-1], "data.root goes before GENTK_DATA"
+    assert got.y is not None
+    assert got.y[0] == LABELS[-1], "data.root goes before GENTK_DATA"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,10 @@ def test_a_damaged_gzip_is_named(tmp_path: Path, damage) -> None:
 )
 def test_the_real_files(name: str, mean: float, std: float, test_counts: list[int]) -> None:
     train, test = (data.load(Data(name=name, root=SHARED), split) for split in ("train", "test"))
-    assert len(train) == 60_000 and len(test) == 10_000
-    assert test.y is not None and test.y.bincount().tolist() == test_counts
+    assert len(train) == 60_000
+    assert len(test) == 10_000
+    assert test.y is not None
+    assert test.y.bincount().tolist() == test_counts
     values = train.x.double() / 255
-    assert abs(values.mean().item() - mean) < 1e-4 and abs(values.std().item() - std) < 1e-4
+    assert abs(values.mean().item() - mean) < 1e-4
+    assert abs(values.std().item() - std) < 1e-4

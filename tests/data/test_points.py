@@ -11,8 +11,12 @@ def test_points_repeat_and_the_splits_differ() -> None:
     train, again, test = data.load(section, "train"), data.load(section, "train"), data.load(section, "test")
     assert torch.equal(train.x, again.x)
     assert not torch.isin(train.x, test.x).any()
-    assert train.shape == (2,) and len(train) == 500 and train.x.dtype == torch.float32
-    assert train.kind == "points" and train.y is None and train.classes == 0
+    assert train.shape == (2,)
+    assert len(train) == 500
+    assert train.x.dtype == torch.float32
+    assert train.kind == "points"
+    assert train.y is None
+    assert train.classes == 0
 
 
 def test_every_target_is_a_data_set_of_order_one() -> None:

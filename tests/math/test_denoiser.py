@@ -37,7 +37,8 @@ class Exact(nn.Module):
 
 class Zero(nn.Module):
     def forward(self, x, c_noise, cond=None):
-        assert x.isfinite().all() and c_noise.isfinite().all()
+        assert x.isfinite().all()
+        assert c_noise.isfinite().all()
         return torch.zeros_like(x)
 
 
@@ -119,8 +120,11 @@ def test_dtypes_and_memory_format(predicts, gen):
     for t in (torch.rand(4, generator=gen, dtype=torch.float64) * 0.9 + 0.05, torch.tensor(0.3)):
         out = denoiser(x, t, cond)
         seen, label, seen_cond = net.seen.pop()
-        assert out.dtype == torch.float32 and out.shape == x.shape
-        assert seen.dtype == label.dtype == torch.bfloat16 and label.shape == (4,) and seen_cond is cond
+        assert out.dtype == torch.float32
+        assert out.shape == x.shape
+        assert seen.dtype == label.dtype == torch.bfloat16
+        assert label.shape == (4,)
+        assert seen_cond is cond
         assert seen.is_contiguous(memory_format=torch.channels_last)
         assert out.is_contiguous(memory_format=torch.channels_last)
 
@@ -135,7 +139,9 @@ def test_label_is_a_quarter_of_the_log_ratio(process):
 def test_state_dict_holds_the_network_only():
     denoiser = Denoiser(convolution(), VE(), "edm", SD)
     assert set(denoiser.state_dict()) == {"net.layer.weight", "net.layer.bias"}
-    assert denoiser.process == VE() and denoiser.predicts == "edm" and denoiser.sigma_data == SD
+    assert denoiser.process == VE()
+    assert denoiser.predicts == "edm"
+    assert denoiser.sigma_data == SD
 
 
 def test_guidance_extrapolates_and_counts_its_calls():
@@ -148,7 +154,9 @@ def test_guidance_extrapolates_and_counts_its_calls():
     x, t, y = torch.zeros(2, 1), torch.tensor(1.0), torch.tensor([0, 1])
     for scale, value, n in ((0.0, 1.0, 1), (1.0, 3.0, 1), (2.5, 6.0, 2)):
         calls.clear()
-        assert (guided(denoiser, scale)(x, t, y) == value).all() and len(calls) == n
+        assert (guided(denoiser, scale)(x, t, y) == value).all()
+        assert len(calls) == n
     calls.clear()
-    assert (guided(denoiser, 2.5)(x, t, None) == 1).all() and calls == [None]
+    assert (guided(denoiser, 2.5)(x, t, None) == 1).all()
+    assert calls == [None]
     assert guided(denoiser, 1.0) is denoiser

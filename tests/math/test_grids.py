@@ -19,10 +19,13 @@ def test_every_grid_decreases_from_the_top_to_zero(process, n):
         "t": grids.uniform_t(n, process),
     }
     for name, grid in made.items():
-        assert grid.shape == (n + 1,) and grid.dtype == torch.float64
-        assert (grid[1:] < grid[:-1]).all() and grid[-1] == 0
+        assert grid.shape == (n + 1,)
+        assert grid.dtype == torch.float64
+        assert (grid[1:] < grid[:-1]).all()
+        assert grid[-1] == 0
         if name != "t":
-            assert grid[0] == 80 and (n == 1 or grid[-2].item() == pytest.approx(0.002, rel=1e-12))
+            assert grid[0] == 80
+            assert n == 1 or grid[-2].item() == pytest.approx(0.002, rel=1e-12)
 
 
 def test_karras_is_uniform_in_the_root_of_sigma():
@@ -47,13 +50,15 @@ def test_uniform_t_is_uniform_in_time(process):
 def test_to_times_keeps_the_ratios_and_zero(process):
     grid = grids.karras(10, 0.002, 80.0, 7.0)
     times = grids.to_times(process, grid)
-    assert times[-1] == 0 and times.dtype == torch.float64
+    assert times[-1] == 0
+    assert times.dtype == torch.float64
     torch.testing.assert_close(ratio(process, times), grid, rtol=1e-10, atol=0)
 
 
 def test_flow_starts_at_pure_noise():
     grid = grids.uniform_t(4, RectifiedFlow())
-    assert grid[0] == torch.inf and grids.to_times(RectifiedFlow(), grid).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert grid[0] == torch.inf
+    assert grids.to_times(RectifiedFlow(), grid).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_given_adds_the_zero_once():

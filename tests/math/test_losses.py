@@ -133,7 +133,8 @@ def test_weights_are_their_formulas_and_carry_no_graph(gen):
     }
     for name, w in want.items():
         got = weight(name, s, x0, dq, sigma_data=0.7)
-        assert got.shape == (4,) and not got.requires_grad
+        assert got.shape == (4,)
+        assert not got.requires_grad
         torch.testing.assert_close(got, w, rtol=1e-12, atol=0)
         assert weight(name, s[1], x0.float(), dq.float()).dtype == torch.float32
     assert weight("sid-l1", s, x0, x0).tolist() == pytest.approx([1e5] * 4)
@@ -171,7 +172,8 @@ def test_edm_loss_of_an_untrained_network_is_one(process, gen):
     for s in (0.01, 0.7, 50.0):
         t = process.t_of(torch.tensor(s).double())
         loss = matching.edm(Denoiser(Net(0.0), process, "edm", sd), sd * x0, t, eps, None, sd)
-        assert loss.shape == (n,) and abs(loss.mean().item() - 1) < 5 * (2 / n) ** 0.5
+        assert loss.shape == (n,)
+        assert abs(loss.mean().item() - 1) < 5 * (2 / n) ** 0.5
 
 
 def test_edm_loss_is_least_at_the_conditional_mean(process, mixture, gen):

@@ -35,7 +35,9 @@ def test_derivatives_are_those_of_autograd(process):
 
 def test_alpha_and_sigma_at_the_clean_end(process):
     zero = torch.zeros((), dtype=torch.float64)
-    assert process.alpha(zero) == 1 and process.sigma(zero) == 0 and process.t_of(zero) == 0
+    assert process.alpha(zero) == 1
+    assert process.sigma(zero) == 0
+    assert process.t_of(zero) == 0
 
 
 def test_t_of_inverts_the_ratio(process):
@@ -51,14 +53,16 @@ def test_ratio_grows_with_time(process):
 
 def test_infinite_ratio_is_the_noisy_end():
     inf = torch.tensor(torch.inf, dtype=torch.float64)
-    assert RectifiedFlow().t_of(inf) == 1 and Cosine().t_of(inf) == 1
+    assert RectifiedFlow().t_of(inf) == 1
+    assert Cosine().t_of(inf) == 1
     assert ratio(RectifiedFlow(), torch.ones((), dtype=torch.float64)) == inf
 
 
 def test_vp_reaches_the_known_noise_levels():
     """score_sde's schedule spans sigma 0.0010 to 152.2 in EDM's coordinates (EDM, table 1 and its appendix)."""
     ends = ratio(VP(), torch.tensor([1e-5, 1.0], dtype=torch.float64))
-    assert ends[0].item() == pytest.approx(0.0010, abs=5e-5) and ends[1].item() == pytest.approx(152.2, abs=0.05)
+    assert ends[0].item() == pytest.approx(0.0010, abs=5e-5)
+    assert ends[1].item() == pytest.approx(152.2, abs=0.05)
 
 
 def test_dtype_of_t_is_kept(process):
@@ -125,7 +129,8 @@ def test_velocity_transports_the_density(process, mixture, gen):
 def test_expand_shapes_and_dtype():
     x = torch.zeros(4, 3, 2, 2, dtype=torch.float32)
     t = torch.rand(4, dtype=torch.float64)
-    assert expand(t, x).shape == (4, 1, 1, 1) and expand(t, x).dtype == torch.float32
+    assert expand(t, x).shape == (4, 1, 1, 1)
+    assert expand(t, x).dtype == torch.float32
     assert (expand(t[0], x) * x).shape == x.shape
 
 
@@ -157,4 +162,5 @@ def test_build_reads_every_section():
 def test_build_refuses_an_empty_range():
     with pytest.raises(RecipeError, match="not below") as fault:
         build(schema.VE(name="ve", sigma_min=2.0, sigma_max=1.0))
-    assert fault.value.code == 2 and fault.value.hint
+    assert fault.value.code == 2
+    assert fault.value.hint

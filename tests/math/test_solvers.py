@@ -77,14 +77,16 @@ def test_a_correction_at_the_wrong_end_loses_the_order(mixture, start, end, gen)
 def test_every_process_has_the_same_limit(process, mixture, start, end, gen):
     """Heun at 200 steps: its error is of the order of h^2 = (ln(5 / 0.05) / 200)^2 = 5.3e-4, Euler's of that of h."""
     gap = {s.ORDER: (run(s.solve, mixture, process, start, levels(200), gen) - end).abs().max() for s in (euler, heun)}
-    assert gap[2] < 5.3e-4 and gap[1] > 2e-3
+    assert gap[2] < 5.3e-4
+    assert gap[1] > 2e-3
 
 
 def test_the_way_back_undoes_the_way_down(process, mixture, start, gen):
     sigmas = levels(200)
     down = run(heun.solve, mixture, process, start, sigmas, gen)
     back = run(heun.solve, mixture, process, down, sigmas.flip(0), gen)
-    assert (down - start).abs().max() > 1 and (back - start).abs().max() < 5.3e-4
+    assert (down - start).abs().max() > 1
+    assert (back - start).abs().max() < 5.3e-4
 
 
 def test_gaussian_data_follow_their_closed_form(process, gen):
@@ -130,7 +132,8 @@ def test_that_end_is_euler_s_own_step(process, mixture, gen):
         x = torch.randn(6, 2, generator=gen, dtype=torch.float64)
         x0 = mixture.denoise(p, x, t)
         gap[p.name] = (x - t * from_x0("velocity", p, x, t, x0) - x0).abs().max().item()
-    assert gap[process.name] < 1e-14 and gap["vp"] > 0.05
+    assert gap[process.name] < 1e-14
+    assert gap["vp"] > 0.05
 
 
 def test_flow_starts_where_alpha_is_zero(mixture, gen):
@@ -154,10 +157,17 @@ def test_protocol(solver, process, gen):
     x = torch.randn(2, 3, 4, 4, generator=gen)
     kept, state, seen = x.clone(), torch.get_rng_state(), []
     out = solver.solve(denoiser, process, x, grid, gen, cond=label, trace=lambda t, x: seen.append((float(t), x)))
-    assert len(calls) == solver.NFE(steps) and all(c is label for _, c in calls) and calls[0][0] == float(grid[0])
-    assert out.shape == x.shape and out.dtype == torch.float32
-    assert torch.equal(x, kept) and torch.equal(state, torch.get_rng_state())
-    assert seen[0][0] == float(grid[0]) and seen[-1][0] == 0 and seen[0][1] is x and seen[-1][1] is out
+    assert len(calls) == solver.NFE(steps)
+    assert all(c is label for _, c in calls)
+    assert calls[0][0] == float(grid[0])
+    assert out.shape == x.shape
+    assert out.dtype == torch.float32
+    assert torch.equal(x, kept)
+    assert torch.equal(state, torch.get_rng_state())
+    assert seen[0][0] == float(grid[0])
+    assert seen[-1][0] == 0
+    assert seen[0][1] is x
+    assert seen[-1][1] is out
     if solver is not one_step:
         assert [t for t, _ in seen] == grid.tolist()
     again = solver.solve(denoiser, process, x, grid, gen, cond=label)

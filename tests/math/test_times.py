@@ -38,7 +38,9 @@ def test_karras_uniform(process, gen):
     u = (s ** (1 / 7) - lo) / (hi - lo) / 0.8
     assert distance(u, "uniform") < BOUND
     assert distance(u * 0.95, "uniform") > 2 * BOUND
-    assert s.max().item() == pytest.approx(24.4, abs=0.1) and s.max() < 24.42 and s.min() >= 0.002 * (1 - 1e-9)
+    assert s.max().item() == pytest.approx(24.4, abs=0.1)
+    assert s.max() < 24.42
+    assert s.min() >= 0.002 * (1 - 1e-9)
 
 
 def test_uniform_time(process, gen):
@@ -66,15 +68,19 @@ def test_logit_normal_time(process, gen):
 def test_draws_depend_on_the_generator_alone(section, process):
     before = torch.get_rng_state()
     a, b, c = (draw(section, process, 64, torch.Generator().manual_seed(k), "cpu") for k in (3, 3, 4))
-    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
     assert torch.equal(before, torch.get_rng_state())
-    assert a.shape == (64,) and a.dtype == torch.float64
+    assert a.shape == (64,)
+    assert a.dtype == torch.float64
     assert ((a >= process.t_min) & (a <= process.t_max)).all()
 
 
 def test_draws_stay_inside_the_process(gen):
     """Levels beyond the ends go to the ends: here a third and more of them."""
     t = draw(schema.LogNormal(name="lognormal", mean=0.0, std=2.0), VE(0.5, 2.0), 1000, gen, "cpu")
-    assert t.min() == 0.5 and t.max() == 2.0 and ((t > 0.5) & (t < 2.0)).sum() > 100
+    assert t.min() == 0.5
+    assert t.max() == 2.0
+    assert ((t > 0.5) & (t < 2.0)).sum() > 100
     t = draw(schema.LogNormal(name="lognormal", mean=9.0, std=1.0), RectifiedFlow(1e-4, 0.99), 1000, gen, "cpu")
     assert t.max() == 0.99

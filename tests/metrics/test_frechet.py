@@ -66,10 +66,12 @@ def test_batches_give_what_one_pass_gives(cuts: list[int]) -> None:
 def test_merge_takes_in_and_leaves_the_other_alone() -> None:
     x, y = RNG.normal(size=(30, 4)), RNG.normal(size=(50, 4)) + 3
     a, b, empty = Moments().update(x), Moments().update(y), Moments()
-    assert empty.merge(a) is empty and empty.merge(Moments()).n == 30
+    assert empty.merge(a) is empty
+    assert empty.merge(Moments()).n == 30
     empty.merge(b)
     np.testing.assert_allclose(empty.covariance, np.cov(np.concatenate([x, y]).T), rtol=1e-12)
-    assert a.n == 30 and b.n == 50
+    assert a.n == 30
+    assert b.n == 50
     np.testing.assert_allclose(a.covariance, np.cov(x.T), rtol=1e-12)
 
 

@@ -31,7 +31,7 @@ def test_full_shows_every_key_with_value_origin_and_meaning(add: Add) -> None:
     text = explain.full(loaded)
     rows = {line.split(":")[0].strip(): line for line in text.splitlines()}
     assert rows["seed"].split("# ")[1] == "own.yaml:4; every random number of the run derives from it"
-    assert rows["distance"].split("# ")[1].startswith("base edm-digits.yaml:12; d(.) of the score")
+    assert rows["distance"].split("# ")[1].startswith("base edm-digits.yaml:12; d(")
     assert rows["batch"].startswith("  batch: 64 ")
     assert rows["batch"].split("# ")[1].startswith("--set; ")
     assert rows["teacher"].split("# ")[1].startswith("--teacher; ")

@@ -129,7 +129,8 @@ def test_set_opens_a_section_that_is_null() -> None:
 
 def test_base_lends_settings_and_not_claims(add: Add) -> None:
     add()
-    own = "base: sim/edm-digits\nabout: longer\nsize: gpu\ntrain:\n  steps: 900\nmethod: {noise_generator: {t_max: 600}}\n"
+    own = "base: sim/edm-digits\nabout: longer\nsize: gpu\n"
+    own += "train:\n  steps: 900\nmethod: {noise_generator: {t_max: 600}}\n"
     loaded = load(add("distill/sim/long", own))
     recipe = loaded.recipe
     assert (recipe.train.steps, recipe.optim.fake.lr, recipe.method.distance) == (900, 2e-4, "l2")

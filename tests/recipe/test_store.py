@@ -48,7 +48,8 @@ def test_every_way_to_name_a_recipe(add: Add, ref: str) -> None:
 
 
 def test_a_method_with_one_recipe_needs_no_default(add: Add) -> None:
-    assert store.find("sim") == add(text=NO_DEFAULT)
+    only = add(text=NO_DEFAULT)
+    assert store.find("sim") == only
 
 
 def test_files_are_found_as_files(add: Add, tmp_path: Path) -> None:

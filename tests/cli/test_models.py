@@ -1,0 +1,112 @@
+"""`gentk models` reads headers only, and a damaged file hides no other."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from gentk.cli import models
+from gentk.recipe import stamp, store
+
+HEADER = {
+    "kind": "denoiser",
+    "net": {"name": "mlp", "width": 64, "blocks": 2},
+    "process": {"name": "ve", "sigma_min": 0.002, "sigma_max": 80.0},
+    "predicts": "edm",
+    "sigma_data": 0.5,
+    "data": {"name": "digits", "shape": [1, 8, 8]},
+    "licence": "Apache-2.0",
+    "recipe": "task: train\nseed: 3\n",
+    "seed": 3,
+    "metrics": {"fd": 1.23456, "nfe": 35},
+}
+
+
+def model(path, header=HEADER):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"a": np.zeros((10, 30), np.float32), "b": np.zeros(7, np.float32)}
+    save_file(tensors, path, metadata=stamp.write_header(header))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path, monkeypatch):
+    """A package that ships what the test puts in the folder."""
+    folder = tmp_path / "assets"
+    folder.mkdir()
+    monkeypatch.setattr(store, "assets", lambda: folder)
+    return folder
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(models.app, words)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_list(shipped):
+    model(shipped / "edm-digits.safetensors")
+    head, line = call("list").stdout.splitlines()
+    assert head.split() == ["model", "kind", "net", "data", "parameters", "size", "licence"]
+    size = (shipped / "edm-digits.safetensors").stat().st_size
+    assert line.split() == ["edm-digits", "denoiser", "mlp", "digits", "307", *f"{size / 1000:.3g} kB".split(), "Apache-2.0"]
+    (answer,) = json.loads(call("list", "--json").stdout)
+    assert answer["model"] == "edm-digits" and answer["parameters"] == 307 and answer["net"]["width"] == 64
+
+
+def test_list_of_nothing():
+    result = call("list")
+    assert (result.stdout, result.stderr) == ("", "no models ship with this installation\n")
+    assert json.loads(call("list", "--json").stdout) == []
+
+
+def test_a_damaged_model_hides_no_other(shipped):
+    model(shipped / "good.safetensors")
+    bad = model(shipped / "bad.safetensors")
+    bad.write_bytes(bad.read_bytes()[:-1])
+    result = call("list")
+    assert len(result.stdout.splitlines()) == 2 and "good" in result.stdout
+    assert f"warning: {bad}: " in result.stderr
+    answer = json.loads(call("list", "--json").stdout)
+    assert ["error" in each for each in answer] == [True, False]
+
+
+def test_show_tells_recipe_seed_and_figures(shipped):
+    model(shipped / "edm-digits.safetensors")
+    lines = call("show", "edm-digits").stdout.splitlines()
+    assert "seed           3" in lines
+    assert "net            {name: mlp, width: 64, blocks: 2}" in lines or any("width: 64" in line for line in lines)
+    assert [line.split() for line in lines if line.startswith(("fd", "nfe"))] == [["fd", "1.235"], ["nfe", "35"]]
+    assert lines[-2:] == ["task: train", "seed: 3"]
+
+
+def test_show_a_file_and_a_run_folder(tmp_path):
+    path = model(tmp_path / "run" / "export" / "generator.safetensors", HEADER | {"kind": "generator", "sigma_init": 2.5})
+    for ref in (path, tmp_path / "run"):
+        answer = json.loads(call("show", str(ref), "--json").stdout)
+        assert answer["path"] == str(path) and answer["kind"] == "generator" and answer["sigma_init"] == 2.5
+
+
+def test_show_a_bare_header(tmp_path):
+    text = call("show", str(model(tmp_path / "m.safetensors", {"kind": "classifier"}))).stdout
+    assert "classifier" in text and "None" not in text
+
+
+def test_unknown_model_gets_a_suggestion(shipped):
+    model(shipped / "edm-digits.safetensors")
+    assert "did you mean `edm-digits`?" in call("show", "edm-digit", code=3).stderr
+
+
+def test_foreign_and_damaged_files_are_named(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"a": np.zeros(3)}, path)
+    assert call("show", str(path), code=1).stderr.startswith(f"error: {path}: ")
+    path.write_bytes(b"not a model")
+    assert call("show", str(path), code=1).stderr.startswith(f"error: {path}: ")
+
+
+@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (12_345, "12.3 kB"), (1_440_000, "1.44 MB"), (2 * 10**9, "2 GB")])
+def test_sizes(count, text):
+    assert models._size(count) == text
