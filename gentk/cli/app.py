@@ -96,8 +96,6 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
             console.note(f"no recipe of its own for {given[subject]}: {store.name(path)} with this {subject} instead")
         else:
             given.pop(subject, None)  # the recipe was found by it
-    if subject == "data" and "data" in given:
-        given["data.name"] = given.pop("data")
     loaded = load.load(path, sets, overrides=given)
     chosen = loaded.recipe
     if chosen.task != task or (method is not None and chosen.method.name != method):

@@ -77,10 +77,10 @@ def show(run: RunName, json: Json = False) -> None:
         "device": info.get("device"),
         "command": info.get("command"),
     }
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        if value not in (None, ""):
-            console.out(f"{name:{width}}  {value}")
+    known = {name: value for name, value in facts.items() if value not in (None, "")}
+    width = max(map(len, known))
+    for name, value in known.items():
+        console.out(f"{name:{width}}  {value}")
     names = list(dict.fromkeys([*expect, *metrics]))
     if names:
         console.out("")

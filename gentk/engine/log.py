@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -61,15 +62,18 @@ class Log:
 
     def close(self) -> None:
         """Close the files and the listeners."""
-        self._metrics.close()
-        self._text.close()
+        for file in (self._metrics, self._text):
+            with contextlib.suppress(OSError):  # what a full disk would not take has been told when it was written
+                file.close()
         for each in self._listeners:
             each.close()
 
     def __enter__(self) -> Self:
+        """The log itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        """Close it, however the run ended."""
         self.close()
 
     def _rewrite(self, lines: Sequence[str]) -> None:

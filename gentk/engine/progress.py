@@ -62,6 +62,7 @@ class Progress:
             self._say(f"{self._place()}  {self._speed(now)}  {self._figures()}")
 
     def __enter__(self) -> Self:
+        """Show the start, or the bar."""
         if self._bar:
             self._bar.start()
         else:
@@ -69,6 +70,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        """Show where the run ended, whichever way."""
         if self._bar:
             self._bar.stop()
         else:

@@ -154,8 +154,10 @@ def test_table_folds_its_last_column_on_a_terminal(monkeypatch):
     console.table(["name", "about"], [["a", "word " * 12]])
     head, *lines = stream.getvalue().splitlines()
     assert head == "name  about"
-    assert len(lines) == 2 and max(map(len, lines)) <= 40
-    assert lines[0].startswith("a     word") and lines[1].startswith("      word")
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 40
+    assert lines[0].startswith("a     word")
+    assert lines[1].startswith("      word")
     assert " ".join(lines).split() == ["a"] + ["word"] * 12
 
 
@@ -189,7 +191,8 @@ def test_a_reader_that_leaves_ends_the_command_quietly():
     with subprocess.Popen(
         [sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "line\n"
         process.stdout.close()
         assert process.stderr.read() == ""

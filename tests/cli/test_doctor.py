@@ -72,7 +72,18 @@ def checks(code=0):
 
 def test_a_healthy_machine():
     found = checks()
-    assert {"python", "platform", "gentk", "torch", "bf16", "compiler", "packages", "GENTK_DATA", "models", "here"} <= set(found)
+    assert {
+        "python",
+        "platform",
+        "gentk",
+        "torch",
+        "bf16",
+        "compiler",
+        "packages",
+        "GENTK_DATA",
+        "models",
+        "here",
+    } <= set(found)
     assert found["models"]["found"] == "edm-digits"
     assert "threads" in found["torch"]["found"]
 
@@ -113,14 +124,16 @@ def test_a_checkout_that_is_not_installed_is_not_broken(monkeypatch):
 def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     found = checks(code=1)
-    assert found["torch"]["state"] == "broken" and "bf16" not in found
+    assert found["torch"]["state"] == "broken"
+    assert "bf16" not in found
 
 
 def test_compiler(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     found = checks()["compiler"]
-    assert found["state"] == "absent" and "g++" in found["remedy"]
+    assert found["state"] == "absent"
+    assert "g++" in found["remedy"]
     monkeypatch.setenv("CXX", "my-compiler")
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     assert checks()["compiler"]["found"] == "/bin/my-compiler"
@@ -163,7 +176,8 @@ def test_models(healthy):
 def test_a_disk_that_is_nearly_full_is_broken(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 2**29))
     found = checks(code=1)["here"]
-    assert "0.5 GiB free" in found["found"] and "--out" in found["remedy"]
+    assert "0.5 GiB free" in found["found"]
+    assert "--out" in found["remedy"]
 
 
 def test_a_folder_that_cannot_be_written_is_broken(monkeypatch):

@@ -51,9 +51,19 @@ def test_list(shipped):
     head, line = call("list").stdout.splitlines()
     assert head.split() == ["model", "kind", "net", "data", "parameters", "size", "licence"]
     size = (shipped / "edm-digits.safetensors").stat().st_size
-    assert line.split() == ["edm-digits", "denoiser", "mlp", "digits", "307", *f"{size / 1000:.3g} kB".split(), "Apache-2.0"]
+    assert line.split() == [
+        "edm-digits",
+        "denoiser",
+        "mlp",
+        "digits",
+        "307",
+        *f"{size / 1000:.3g} kB".split(),
+        "Apache-2.0",
+    ]
     (answer,) = json.loads(call("list", "--json").stdout)
-    assert answer["model"] == "edm-digits" and answer["parameters"] == 307 and answer["net"]["width"] == 64
+    assert answer["model"] == "edm-digits"
+    assert answer["parameters"] == 307
+    assert answer["net"]["width"] == 64
 
 
 def test_list_of_nothing():
@@ -67,7 +77,8 @@ def test_a_damaged_model_hides_no_other(shipped):
     bad = model(shipped / "bad.safetensors")
     bad.write_bytes(bad.read_bytes()[:-1])
     result = call("list")
-    assert len(result.stdout.splitlines()) == 2 and "good" in result.stdout
+    assert len(result.stdout.splitlines()) == 2
+    assert "good" in result.stdout
     assert f"warning: {bad}: " in result.stderr
     answer = json.loads(call("list", "--json").stdout)
     assert ["error" in each for each in answer] == [True, False]
@@ -77,21 +88,26 @@ def test_show_tells_recipe_seed_and_figures(shipped):
     model(shipped / "edm-digits.safetensors")
     lines = call("show", "edm-digits").stdout.splitlines()
     assert "seed           3" in lines
-    assert "net            {name: mlp, width: 64, blocks: 2}" in lines or any("width: 64" in line for line in lines)
+    assert any(line.startswith("net ") and "width: 64" in line for line in lines)
     assert [line.split() for line in lines if line.startswith(("fd", "nfe"))] == [["fd", "1.235"], ["nfe", "35"]]
     assert lines[-2:] == ["task: train", "seed: 3"]
 
 
 def test_show_a_file_and_a_run_folder(tmp_path):
-    path = model(tmp_path / "run" / "export" / "generator.safetensors", HEADER | {"kind": "generator", "sigma_init": 2.5})
+    path = model(
+        tmp_path / "run" / "export" / "generator.safetensors", HEADER | {"kind": "generator", "sigma_init": 2.5}
+    )
     for ref in (path, tmp_path / "run"):
         answer = json.loads(call("show", str(ref), "--json").stdout)
-        assert answer["path"] == str(path) and answer["kind"] == "generator" and answer["sigma_init"] == 2.5
+        assert answer["path"] == str(path)
+        assert answer["kind"] == "generator"
+        assert answer["sigma_init"] == 2.5
 
 
 def test_show_a_bare_header(tmp_path):
     text = call("show", str(model(tmp_path / "m.safetensors", {"kind": "classifier"}))).stdout
-    assert "classifier" in text and "None" not in text
+    assert "classifier" in text
+    assert "None" not in text
 
 
 def test_unknown_model_gets_a_suggestion(shipped):
@@ -107,6 +123,8 @@ def test_foreign_and_damaged_files_are_named(tmp_path):
     assert call("show", str(path), code=1).stderr.startswith(f"error: {path}: ")
 
 
-@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (12_345, "12.3 kB"), (1_440_000, "1.44 MB"), (2 * 10**9, "2 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 B"), (12_345, "12.3 kB"), (1_440_000, "1.44 MB"), (2 * 10**9, "2 GB")]
+)
 def test_sizes(count, text):
     assert models._size(count) == text

@@ -33,7 +33,8 @@ def ticks(root, anchor):
 def test_few_points_are_marked_and_lie_where_the_axes_say():
     root = drawn([(0, 2.0), (1000, 8.0), (4000, 5.0)])
     y, x = ticks(root, "end"), ticks(root, "middle")
-    assert len(y) >= 3 and len(x) >= 3
+    assert len(y) >= 3
+    assert len(x) >= 3
     dots = [(float(each.get("cx")), float(each.get("cy"))) for each in root.iter("circle")]
     for (along, value), dot in zip([(0, 2.0), (1000, 8.0), (4000, 5.0)], dots, strict=True):
         assert dot[0] == pytest.approx(np.interp(along, list(x), list(x.values())), abs=0.2)
@@ -73,7 +74,8 @@ def test_the_mean_runs_through_the_middle_from_end_to_end():
     line = np.linspace(5.0, 6.0, 2000)
     root = drawn(list(enumerate(line + rng.normal(0, 0.2, 2000))))
     mean, raw = path(root, "curve"), path(root, "raw")
-    assert mean[0, 0] == raw[0, 0] and mean[-1, 0] == raw[-1, 0]
+    assert mean[0, 0] == raw[0, 0]
+    assert mean[-1, 0] == raw[-1, 0]
     y = ticks(root, "end")
     slope, offset = np.polyfit(list(y), list(y.values()), 1)
     wanted = slope * np.interp(mean[:, 0], mean[[0, -1], 0], [5.0, 6.0]) + offset
@@ -88,7 +90,8 @@ def test_degenerate_curves_are_drawn(points):
     numbers = re.findall(r"nan|inf", ET.tostring(root, "unicode"))
     assert not numbers
     for x, y in path(root, "curve"):
-        assert 0 <= x <= 420 and 0 <= y <= 230
+        assert 0 <= x <= 420
+        assert 0 <= y <= 230
 
 
 def test_levels_to_compare_with_are_inside_the_axes():
@@ -100,7 +103,16 @@ def test_levels_to_compare_with_are_inside_the_axes():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.002, "0.002"), (12, "12"), (50_000, "50k"), (1.5e6, "1.5M"), (-2e3, "-2k"), (2e-7, "2e-7"), (3e12, "3e12")],
+    [
+        (0, "0"),
+        (0.002, "0.002"),
+        (12, "12"),
+        (50_000, "50k"),
+        (1.5e6, "1.5M"),
+        (-2e3, "-2k"),
+        (2e-7, "2e-7"),
+        (3e12, "3e12"),
+    ],
 )
 def test_compact(value, text):
     assert compact(value) == text

@@ -46,7 +46,7 @@ INFO = {
 class Page(HTMLParser):
     """The text, tags and addresses of a page; fails on tags that do not close."""
 
-    VOID = {"meta", "link", "img", "circle", "line", "path", "br"}
+    VOID = ("meta", "link", "img", "circle", "line", "path", "br")
 
     def __init__(self, source):
         super().__init__()
@@ -156,19 +156,22 @@ def test_every_curve_is_drawn_and_what_cannot_be_is_counted(folder):
 
 def test_everything_from_outside_is_escaped(folder):
     attack = "<script>alert(1)</script>\"'"
-    changed(folder, status="failed", error=attack, method=attack, host=attack, metrics={attack: 1.0}, versions={"x": attack})
+    changed(
+        folder, status="failed", error=attack, method=attack, host=attack, metrics={attack: 1.0}, versions={"x": attack}
+    )
     (folder / "recipe.yaml").write_text(f"about: |\n  {attack}\nexpect: {{fd: {{where: '<b>x</b>'}}}}\n")
     with Log(folder) as log:
         log.metrics(1001, 1, {attack: 1.0})
     picture(folder, "<i>a&b-00000001")
     page = read(folder)
-    assert "script" not in page.tags and page.tags.count("i") == 0
+    assert "script" not in page.tags
+    assert page.tags.count("i") == 0
     assert page.text.count("<script>alert(1)</script>") >= 6
 
 
 def images(folder):
     source = (folder / "report.html").read_text("utf-8")
-    found = re.findall(r'base64,([^"]+)"></?(?:figcaption>)?<figcaption>([^<]*)<', source.replace("\n", ""))
+    found = re.findall(r'base64,([^"]+)"><figcaption>([^<]*)<', source)
     return [(base64.b64decode(data), caption) for data, caption in found]
 
 
@@ -183,9 +186,11 @@ def test_pictures_are_grouped_in_order_of_steps_and_thinned(folder):
     assert [caption for _, caption in shown[:3]] == ["teacher-and-student", "step 100", "step 900"]
     steps = [int(caption.split()[1]) for _, caption in shown[3:]]
     assert len(steps) == report.PICTURES
-    assert steps == sorted(steps) and (steps[0], steps[-1]) == (0, 1900)
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0, 1900)
     gaps = np.diff(steps)
-    assert gaps.max() <= 200 and gaps.min() >= 100
+    assert gaps.max() <= 200
+    assert gaps.min() >= 100
     for data, caption in shown[3:]:
         assert data == (folder / "samples" / f"student-{int(caption.split()[1]):08d}.png").read_bytes()
 
