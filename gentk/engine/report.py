@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from gentk import __version__
@@ -147,8 +148,9 @@ def _tiles(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterab
         yield "images seen", f"{images:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if seconds:
         yield "time", duration(seconds)
-        if images:
-            yield "time per image", f"{tidy(1000 * seconds / images)} ms"
+    speeds = [speed for row in rows if (speed := _number(row.get("images_per_s")))]
+    if speeds:  # not time over images: that would hold the building and the measuring too
+        yield "time per image", f"{tidy(1000 / median(speeds))} ms"
     if "seed" in info:
         yield "seed", str(info["seed"])
 
@@ -223,8 +225,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> str
     rest = [name for name in names if name not in {*losses, *figures, *machine}]
     parts = []
     for title, size, group in (
-        ("Losses", "", losses),
-        ("Figures over time", "", figures),
+        ("Curves", "", [*losses, *figures]),
         ("Training", " small", rest),
         ("Machine", " small", machine),
     ):

@@ -94,7 +94,9 @@ class Run:
                 self._acquire()
                 self._set_aside()
             info = read_info(folder)
-            if info is None:
+            if info is not None and self._barren(info):
+                info = None  # it failed before its first checkpoint: nothing is lost by starting over in its place
+            elif info is None:
                 if job.mode == "resume":
                     raise RecipeError(f"--resume: {folder} holds no run", hint="leave --resume out to start one there")
                 if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -141,6 +143,10 @@ class Run:
             n += 1
         self.folder.rename(old)
         self._release()
+
+    def _barren(self, info: dict[str, Any]) -> bool:
+        whole = any((self.folder / "checkpoints").glob("*/meta.json"))
+        return info.get("status") == "failed" and not whole and self.job.mode != "resume"
 
     def _check_recipe(self, info: dict[str, Any]) -> None:
         if info.get("digest") == digest(self.job.recipe):

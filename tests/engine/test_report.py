@@ -88,7 +88,11 @@ def folder(tmp_path):
     run = tmp_path / "run"
     with Log(run) as log:
         for step in range(10, 1001, 10):
-            values = {"generator/loss": 1 / step, "fake/loss": float("nan") if step == 500 else 0.3, "memory_mb": 400.0}
+            values = {
+                "generator/loss": 1 / step,
+                "fake/loss": float("nan") if step == 500 else 0.3,
+                "images_per_s": 500.0,
+            }
             log.metrics(step, step * 128, values | ({"eval/fd_student": 1000 / step} if step % 100 == 0 else {}))
     (run / "run.json").write_text(json.dumps(INFO))
     (run / "recipe.yaml").write_text(RECIPE)
@@ -123,7 +127,7 @@ def test_head_recipe_and_environment(folder):
     text = read(folder).text
     for words in (
         "gentk distill sim · edm-digits done One-step generator of 8x8 digits & more After arXiv:2410.16794",
-        "steps 1000 images seen 128\N{NARROW NO-BREAK SPACE}000 time 2 min 08 s time per image 1 ms seed 7",
+        "steps 1000 images seen 128\N{NARROW NO-BREAK SPACE}000 time 2 min 08 s time per image 2 ms seed 7",
         "generator: {lr: 1e-4}",
         "command gentk distill sim --set 'a=<b>'",
         "host worker-3 device cpu, 2 threads",
@@ -147,7 +151,8 @@ def test_every_curve_is_drawn_and_what_cannot_be_is_counted(folder):
     page = read(folder)
     assert page.tags.count("svg") == 4
     text = page.text
-    assert text.index("Losses") < text.index("fake/loss") < text.index("Figures over time") < text.index("Machine")
+    order = ["Curves", "generator/loss", "fake/loss", "eval/fd_student", "Machine", "images_per_s", "Recipe"]
+    assert sorted(order, key=text.index) == order
     assert "fake/loss 0.3, 1 not finite" in text
     assert "images seen" in text
     levels = re.findall(r'class="level".*?</text>', (folder / "report.html").read_text("utf-8"))
@@ -226,7 +231,7 @@ def test_missing_pieces_are_left_out(folder, missing):
     (folder / missing).unlink()
     page = read(folder)
     assert ("Recipe" in page.text) == (missing != "recipe.yaml")
-    assert ("Losses" in page.text) == (missing != "metrics.jsonl")
+    assert ("Curves" in page.text) == (missing != "metrics.jsonl")
     assert "1.274" in page.text
 
 
