@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from gentk import __version__, tasks
+from gentk import __version__
 from gentk.cli import console, doctor, models, options, recipes, runs
 from gentk.errors import RecipeError
+from gentk.recipe import registry
 
 app = typer.Typer(
     name="gentk",
@@ -44,10 +45,10 @@ def main(
 
 def _command(task: str) -> Callable[..., None]:
     """The function behind `gentk TASK`, with the task's own subject option (and `-n` for `sample`) in its signature."""
-    subject = tasks.subject(task)
+    subject = registry.subject(task)
 
     def complete(incomplete: str) -> Iterator[str]:
-        return (name for name in tasks.methods(task) if name.startswith(incomplete))
+        return (name for name in registry.methods(task) if name.startswith(incomplete))
 
     def command(
         method: Annotated[str | None, typer.Argument(metavar="[METHOD]", autocompletion=complete)] = None,
@@ -84,13 +85,13 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     """The recipe that a command means, loaded with its options. Raises RecipeError for whatever does not fit."""
     from gentk.recipe import load, store
 
-    subject = tasks.subject(task)
+    subject = registry.subject(task)
     if recipe is not None:
         path = store.find(recipe)
     else:
         if method is None:
-            raise RecipeError(f"gentk {task}: which method?", hint=f"methods: {', '.join(tasks.methods(task))}")
-        tasks.method_module(task, method)  # says what is close when there is no such method
+            raise RecipeError(f"gentk {task}: which method?", hint=f"methods: {', '.join(registry.methods(task))}")
+        registry.method_module(task, method)  # says what is close when there is no such method
         path, swapped = store.pick(task, method, given.get(subject))
         if swapped:
             console.note(f"no recipe of its own for {given[subject]}: {store.name(path)} with this {subject} instead")
@@ -109,7 +110,7 @@ def _folder(task: str, recipe: Any) -> Path:
     """The run folder of a command that names none: the same command finds it again."""
     from gentk.recipe.explain import digest
 
-    what = getattr(recipe, tasks.subject(task))
+    what = getattr(recipe, registry.subject(task))
     name = Path(what if isinstance(what, str) else what.name).name.removesuffix(".safetensors")
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
     return Path("runs") / f"{task}-{recipe.method.name}-{slug}-{digest(recipe)}"
@@ -121,13 +122,13 @@ def _run(task: str, loaded: Any, out: Path | None, mode: Any, *, json: bool, **h
 
     folder = out or _folder(task, loaded.recipe)
     job = Job(task, loaded, folder, mode, command=shlex.join(["gentk", *sys.argv[1:]]), **how)
-    outcome = tasks.task_module(task).run(job)
+    outcome = registry.task_module(task).run(job)
     if json:
         console.as_json(
             {
                 "task": task,
                 "method": loaded.recipe.method.name,
-                "recipe": loaded.source,
+                "recipe": job.name,
                 "run": None if outcome.run is None else str(outcome.run),
                 "status": outcome.status,
                 "seconds": outcome.seconds,
@@ -145,8 +146,8 @@ def _run(task: str, loaded: Any, out: Path | None, mode: Any, *, json: bool, **h
         console.out(str(outcome.run))
 
 
-for _task, _help in tasks.tasks().items():
-    _lines = "\n\n".join(f"{name}: {line}" for name, line in tasks.methods(_task).items())
+for _task, _help in registry.tasks().items():
+    _lines = "\n\n".join(f"{name}: {line}" for name, line in registry.methods(_task).items())
     app.command(_task, help=f"{_help}.\n\nMethods:\n\n{_lines}", short_help=_help)(_command(_task))
 
 app.add_typer(recipes.app, name="recipes", help="List, show, copy, check and compare recipes.")

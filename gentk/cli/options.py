@@ -6,11 +6,15 @@ from typing import Annotated, Any
 import typer
 
 Recipe = Annotated[str | None, typer.Option(help="Recipe by name or file, instead of METHOD and subject.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder; else runs/ and a name made of the recipe.")]
 Resume = Annotated[
     bool | None,
-    typer.Option("--resume/--fresh", help="Insist on going on; or start again, the old folder kept aside.", show_default=False),
+    typer.Option(
+        "--resume/--fresh", help="Insist on going on; or start again, the old folder kept aside.", show_default=False
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Build everything, print the plan, run nothing.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -133,5 +133,7 @@ def latest(folder: Path, device: torch.device, warn: Callable[[str], None]) -> d
         except ValueError as e:
             warn(f"{path}: damaged checkpoint: {e}; trying the one before it")
     if found:
-        raise RunFailed(f"{folder}: every checkpoint is damaged", hint="--fresh starts again and keeps the old folder aside")
+        raise RunFailed(
+            f"{folder}: every checkpoint is damaged", hint="--fresh starts again and keeps the old folder aside"
+        )
     return None

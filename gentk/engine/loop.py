@@ -52,7 +52,9 @@ class State:
                 for k, part in group.items():
                     part.load_state_dict(packed[name][k])
         except (KeyError, RuntimeError, ValueError) as e:
-            raise RunFailed(f"the checkpoint does not fit the networks of the recipe: {e}", hint="--fresh starts again") from e
+            raise RunFailed(
+                f"the checkpoint does not fit the networks of the recipe: {e}", hint="--fresh starts again"
+            ) from e
         self.step, self.skipped = packed["step"], packed["skipped"]
 
 
@@ -87,7 +89,9 @@ def _update(
     """One optimiser update. Raises RunFailed when loss or gradient is not finite and the recipe says stop."""
     for name, net in method.nets.items():
         moves = name in phase.nets
-        net.requires_grad_(moves).train(moves)  # frozen parameters, not no_grad: gradients still flow through the others
+        net.requires_grad_(moves).train(
+            moves
+        )  # frozen parameters, not no_grad: gradients still flow through the others
     nets = [method.nets[name] for name in phase.nets]
     for name in phase.nets:
         state.optimisers[name].zero_grad(set_to_none=True)

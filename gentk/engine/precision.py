@@ -15,7 +15,9 @@ def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("--device cuda: no CUDA device is visible to torch", hint="gentk doctor shows why; or --device cpu")
+        raise RecipeError(
+            "--device cuda: no CUDA device is visible to torch", hint="gentk doctor shows why; or --device cpu"
+        )
     return torch.device(name)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from gentk.engine.log import Log
+from gentk.engine.log import Log, json_text
 from gentk.errors import GentkError, RecipeError, RunFailed, Stopped
+from gentk.recipe import registry, store
 from gentk.recipe.explain import diff, digest, dump
 from gentk.recipe.load import Loaded, load
 from gentk.recipe.stamp import versions
@@ -42,6 +43,17 @@ class Job:
     def recipe(self) -> Any:
         """The validated recipe."""
         return self.loaded.recipe
+
+    @property
+    def name(self) -> str:
+        """The recipe's name in the store, or its file."""
+        return store.name(Path(self.loaded.source).resolve())
+
+    @property
+    def subject(self) -> str:
+        """What the method works on: the name of the data, teacher, model or samples."""
+        what = getattr(self.recipe, registry.subject(self.task))
+        return what if isinstance(what, str) else str(what.name)
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,9 @@ class Run:
                 if job.mode == "resume":
                     raise RecipeError(f"--resume: {folder} holds no run", hint="leave --resume out to start one there")
                 if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                    raise RecipeError(f"--out: {folder} exists and is not a run folder", hint="choose a new or empty folder")
+                    raise RecipeError(
+                        f"--out: {folder} exists and is not a run folder", hint="choose a new or empty folder"
+                    )
                 folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
             if info is not None:
@@ -111,7 +125,9 @@ class Run:
             self._begin(info)
         except OSError as e:
             self._release()
-            raise RunFailed(f"{folder}: cannot be written: {e.strerror}", hint="choose another folder with --out") from e
+            raise RunFailed(
+                f"{folder}: cannot be written: {e.strerror}", hint="choose another folder with --out"
+            ) from e
         except BaseException:
             self._release()
             raise
@@ -121,12 +137,21 @@ class Run:
         path = self.folder / "run.lock"
         handle = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for patience in range(11):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if patience == 10:
+                        raise
+                    time.sleep(0.05)  # `gentk runs list` holds it for an instant to see whether a run is alive
         except BlockingIOError as e:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
             handle.close()
-            raise RunFailed(f"{self.folder}: in use by {owner}", hint="wait for it, stop it, or choose another --out") from e
+            raise RunFailed(
+                f"{self.folder}: in use by {owner}", hint="wait for it, stop it, or choose another --out"
+            ) from e
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {platform.node()}\n")
         handle.flush()
@@ -154,7 +179,9 @@ class Run:
         stored = self.folder / "recipe.yaml"
         try:
             rows = diff(load(stored).recipe, self.job.recipe)
-            changes = "; ".join(f"{path}: {a} there, {b} here" for path, a, b in rows[:3]) + ("; ..." if len(rows) > 3 else "")
+            changes = "; ".join(f"{path}: {a} there, {b} here" for path, a, b in rows[:3]) + (
+                "; ..." if len(rows) > 3 else ""
+            )
         except GentkError:
             changes = "its recipe.yaml cannot be read"
         raise RecipeError(
@@ -167,7 +194,8 @@ class Run:
         self.info = before or {
             "task": job.task,
             "method": job.recipe.method.name,
-            "recipe": job.loaded.source,
+            "recipe": job.name,
+            "subject": job.subject,
             "seed": job.recipe.seed,
             "digest": digest(job.recipe),
             "started": _now(),
@@ -188,15 +216,19 @@ class Run:
         """Writes facts into run.json, atomically."""
         self.info |= facts
         self.info["seconds"] = round(self._seconds + time.monotonic() - self._start, 2)
-        _write(self.folder / "run.json", json.dumps(self.info, indent=1))
+        _write(self.folder / "run.json", json_text(self.info, indent=1))
 
     def warn(self, line: str) -> None:
         """A warning for the log."""
         self.log.text(f"warning: {line}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
         if self.done is None:
-            status = "done" if error is None else "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            status = (
+                "done" if error is None else "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            )
             try:
                 self.log.text(status if error is None else f"{status}: {type(error).__name__}: {error}")
                 self.update(status=status, finished=_now(), **({"error": str(error)} if status == "failed" else {}))

@@ -26,7 +26,9 @@ def execute(job: Job, build: Build) -> Outcome:
     """
     train = job.recipe.train
     if train.batch % train.accumulate:
-        raise RecipeError(f"train.accumulate: a batch of {train.batch} cannot be split into {train.accumulate} equal parts")
+        raise RecipeError(
+            f"train.accumulate: a batch of {train.batch} cannot be split into {train.accumulate} equal parts"
+        )
     if job.dry_run:
         return _plan(job, build(job.recipe, precision.device(job.device)))
     run = Run(job)
@@ -43,7 +45,9 @@ def execute(job: Job, build: Build) -> Outcome:
 def _work(run: Run, build: Build) -> None:
     job = run.job
     where = precision.device(job.device)
-    run.update(device=torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads")
+    run.update(
+        device=torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    )
     with listening() as stop:
         try:
             method = build(job.recipe, where)
@@ -89,8 +93,12 @@ def _plan(job: Job, method: Trainable) -> Outcome:
         copies = 4 + (name in method.ema)  # weights, gradients, two Adam moments, and the average
         total += 4 * count * copies
         lines.append(f"# {name}: {count:,} parameters" + (", averaged" if name in method.ema else ""))
-    lines.append(f"# memory: {total / 2**20:,.1f} MiB for weights, gradients, optimiser and averages; activations come on top")
+    lines.append(
+        f"# memory: {total / 2**20:,.1f} MiB for weights, gradients, optimiser and averages; activations come on top"
+    )
     order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(0))
     lines.append(f"# each step: {order}")
-    lines.append(f"# {train.steps:,} steps of {train.batch}: {train.steps * train.batch:,} images per phase, in {job.out}")
+    lines.append(
+        f"# {train.steps:,} steps of {train.batch}: {train.steps * train.batch:,} images per phase, in {job.out}"
+    )
     return Outcome("planned", answer="\n".join(lines))

@@ -20,7 +20,9 @@ class StopRequest:
 
     def stop(self) -> None:
         """Raises Stopped, naming the signal."""
-        raise Stopped(f"stopped by {self.signal}; all work up to the last step is saved", hint="run the same command to go on")
+        raise Stopped(
+            f"stopped by {self.signal}; all work up to the last step is saved", hint="run the same command to go on"
+        )
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler."""

@@ -27,7 +27,9 @@ def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
         temporary.replace(path)
     except OSError as e:
         temporary.unlink(missing_ok=True)
-        raise RunFailed(f"{path}: cannot be written: {e.strerror}", hint="free disk space or choose another --out") from e
+        raise RunFailed(
+            f"{path}: cannot be written: {e.strerror}", hint="free disk space or choose another --out"
+        ) from e
 
 
 def load_into(net: nn.Module, path: Path) -> None:

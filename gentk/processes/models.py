@@ -48,7 +48,9 @@ def _section(kind: Any, value: Any, place: str) -> Any:
         # through JSON, where the strict schemas take arrays for tuples
         return TypeAdapter(kind).validate_json(json.dumps(value))
     except ValidationError as e:
-        raise GentkError(f"{place}: not understood: {e.errors()[0]['msg']}", hint="upgrade gentk, or export the model again") from e
+        raise GentkError(
+            f"{place}: not understood: {e.errors()[0]['msg']}", hint="upgrade gentk, or export the model again"
+        ) from e
 
 
 def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
@@ -60,7 +62,9 @@ def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
     path = model_path(ref)
     header = read_header(path)
     if header["kind"] not in kinds:
-        raise RecipeError(f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list")
+        raise RecipeError(
+            f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list"
+        )
     data = header["data"]
     section = _section(schema.Net, header["net"], f"{path}: header: net")
     net: nn.Module = nets.build(section, shape=tuple(data["shape"]), classes=data["classes"])

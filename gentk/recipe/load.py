@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gentk.errors import RecipeError
-from gentk.recipe import store, yaml12
+from gentk.recipe import registry, store, yaml12
 from gentk.recipe.faults import faults, unknown_key
 from gentk.recipe.fields import below, default_of, leaves, sections
 from gentk.recipe.schema import Section
@@ -162,25 +162,24 @@ class _Draft:
 
     def schema(self, layers: Sequence[_Layer]) -> type[BaseModel] | None:
         """The schema of the task and method that the layers name; None, with a fault, where the task is not known."""
-        from gentk import tasks  # the registry stands above this floor; a recipe only names what it finds there
 
         self.places = {path: place for layer in layers for path, place in layer.places.items()}
         task, method, name = (_given(layers, *path) for path in (("task",), ("method",), ("method", "name")))
         if not isinstance(task, str):
-            self.fault(("task",), f"required, but missing; one of {', '.join(f'`{t}`' for t in tasks.tasks())}")
+            self.fault(("task",), f"required, but missing; one of {', '.join(f'`{t}`' for t in registry.tasks())}")
             return None
         try:
-            module = tasks.task_module(task)
+            module = registry.task_module(task)
         except RecipeError as error:
             self.fault(("task",), str(error))
             return None
         try:
             if isinstance(name, str):
-                return tasks.recipe_schema(task, name)  # type: ignore[no-any-return]
+                return registry.recipe_schema(task, name)  # type: ignore[no-any-return]
         except RecipeError as error:
             self.fault(("method", "name"), str(error))
         if isinstance(method, dict) and not isinstance(name, str):
-            self.fault(("method", "name"), f"required, but missing; one of {', '.join(tasks.methods(task))}")
+            self.fault(("method", "name"), f"required, but missing; one of {', '.join(registry.methods(task))}")
         return module.Recipe[_AnyMethod]  # type: ignore[no-any-return]
 
     def lay(self, hint: Any, values: dict[str, Any], places: dict[Path, _Place], path: Path = ()) -> None:

@@ -170,7 +170,9 @@ class Optimiser(Section):
     eps: PositiveFloat = Field(1e-8, description="added to the root of the second moment")
     weight_decay: NonNegativeFloat = Field(0.0, description="L2 penalty (adam) or decoupled decay (adamw)")
     warmup: NonNegativeInt = Field(0, description="steps of linear warm-up")
-    decay: Literal["constant", "cosine", "linear"] = Field("constant", description="shape after warm-up, to the last step")
+    decay: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="shape after warm-up, to the last step"
+    )
     floor: Fraction = Field(0.0, description="final learning rate as a fraction of the peak (cosine, linear)")
     clip: PositiveFloat | None = Field(None, description="largest global gradient norm; null for no clipping")
 
@@ -179,7 +181,9 @@ class Ema(Section):
     """Exponential moving average of weights, counted in images (Karras et al. 2022)."""
 
     half_life: PositiveInt = Field(500_000, description="images after which a weight's share has halved")
-    ramp_up: PositiveFloat | None = Field(0.05, description="cap the half-life at this fraction of the images seen; null: no")
+    ramp_up: PositiveFloat | None = Field(
+        0.05, description="cap the half-life at this fraction of the images seen; null: no"
+    )
 
 
 class Train(Section):
@@ -195,7 +199,9 @@ class Train(Section):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep: PositiveInt = Field(2, description="checkpoints kept")
     sample_every: NonNegativeInt = Field(0, description="steps between pictures in samples/; 0: only at the end")
-    track: tuple[Literal["tensorboard", "wandb"], ...] = Field((), description="optional listeners beside metrics.jsonl")
+    track: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="optional listeners beside metrics.jsonl"
+    )
 
 
 class Measure(Section):

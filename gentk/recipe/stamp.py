@@ -36,9 +36,13 @@ def read_header(path: Path) -> dict[str, Any]:
         tensors = list(table.values())
         end = max((t["data_offsets"][1] for t in tensors), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise GentkError(f"{path}: not a safetensors file, or its header is damaged", hint="fetch or export it again") from e
+        raise GentkError(
+            f"{path}: not a safetensors file, or its header is damaged", hint="fetch or export it again"
+        ) from e
     if size != 8 + length + end:
-        raise GentkError(f"{path}: {size} bytes where its header says {8 + length + end}", hint="fetch or export it again")
+        raise GentkError(
+            f"{path}: {size} bytes where its header says {8 + length + end}", hint="fetch or export it again"
+        )
     try:
         header = json.loads(meta["gentk"])
         if header["format"] > FORMAT:

@@ -71,7 +71,13 @@ def test_distill_reports_the_figures_of_the_contract(student: Path) -> None:
     metrics = json.loads((student / "run.json").read_text())["metrics"]
     assert metrics["nfe_student"] == 1
     assert metrics["nfe_teacher"] == 7
-    assert {"fd_student", "fd_teacher", "precision_student", "recall_student", "ms_per_sample_student"} <= metrics.keys()
+    assert {
+        "fd_student",
+        "fd_teacher",
+        "precision_student",
+        "recall_student",
+        "ms_per_sample_student",
+    } <= metrics.keys()
     assert metrics["fd_ratio"] == pytest.approx(metrics["fd_student"] / metrics["fd_teacher"])
 
 
@@ -114,11 +120,37 @@ def test_fresh_keeps_the_old_folder_aside(write: Write, tmp_path: Path) -> None:
 def test_sampling_does_not_depend_on_the_batch(teacher: Path, tmp_path: Path) -> None:
     outs = []
     for batch in (5, 64):
-        got = answer("sample", "heun", "--model", teacher, "-n", 12, "--set", f"batch={batch}", "--set", "method.steps=4", "--out", tmp_path / str(batch))
+        got = answer(
+            "sample",
+            "heun",
+            "--model",
+            teacher,
+            "-n",
+            12,
+            "--set",
+            f"batch={batch}",
+            "--set",
+            "method.steps=4",
+            "--out",
+            tmp_path / str(batch),
+        )
         outs.append(np.load(Path(got["run"]) / "samples.npz")["samples"])
     assert outs[0].shape == (12, 2)
     np.testing.assert_allclose(outs[0], outs[1], rtol=0, atol=1e-5)
-    got = answer("sample", "heun", "--model", teacher, "-n", 4, "--set", "first=8", "--set", "method.steps=4", "--out", tmp_path / "tail")
+    got = answer(
+        "sample",
+        "heun",
+        "--model",
+        teacher,
+        "-n",
+        4,
+        "--set",
+        "first=8",
+        "--set",
+        "method.steps=4",
+        "--out",
+        tmp_path / "tail",
+    )
     np.testing.assert_allclose(np.load(Path(got["run"]) / "samples.npz")["samples"], outs[0][8:], rtol=0, atol=1e-5)
 
 
@@ -126,9 +158,18 @@ def test_sample_one_step_and_euler_and_measure_them(teacher: Path, student: Path
     one = answer("sample", "one-step", "--model", student, "-n", 50, "--out", tmp_path / "one")
     assert one["metrics"]["nfe"] == 1
     assert (tmp_path / "one" / "samples" / "grid.png").is_file()
-    euler = answer("sample", "euler", "--model", teacher, "-n", 50, "--out", tmp_path / "euler", "--set", "method.steps=6")
+    euler = answer(
+        "sample", "euler", "--model", teacher, "-n", 50, "--out", tmp_path / "euler", "--set", "method.steps=6"
+    )
     assert euler["metrics"]["nfe"] == 6
-    common = ["--set", "reference.name=points:ring8", "--set", "reference.points=300", "--set", "method.features=identity"]
+    common = [
+        "--set",
+        "reference.name=points:ring8",
+        "--set",
+        "reference.points=300",
+        "--set",
+        "method.features=identity",
+    ]
     stored = answer("evaluate", "fd", "--samples", tmp_path / "one", *common, "--out", tmp_path / "m1")
     assert stored["metrics"]["n"] == 50
     drawn = answer("evaluate", "fd", "--samples", student, *common, "--set", "method.n=50", "--out", tmp_path / "m2")
@@ -152,7 +193,9 @@ def test_a_subject_without_a_recipe_uses_the_default_and_says_so(teacher: Path, 
     assert f"teacher: {teacher}" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
-def test_without_out_the_same_command_finds_its_folder(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_out_the_same_command_finds_its_folder(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = write("r.yaml", DENOISER)
     first = answer("train", "--recipe", recipe, "--set", "train.steps=2")
@@ -166,7 +209,11 @@ def test_without_out_the_same_command_finds_its_folder(write: Write, tmp_path: P
 
 
 def test_all_faults_of_a_recipe_at_once(write: Write) -> None:
-    text = DENOISER.replace("label_dropout: 0.1", "label_drop: 0.1").replace("lr: 1e-3", "lr: fast").replace("steps: 12", "steps: 0")
+    text = (
+        DENOISER.replace("label_dropout: 0.1", "label_drop: 0.1")
+        .replace("lr: 1e-3", "lr: fast")
+        .replace("steps: 12", "steps: 0")
+    )
     said = failure(2, "train", "--recipe", write("r.yaml", text))
     assert "r.yaml:6: method.label_drop: unknown key; did you mean `label_dropout`?" in said
     assert "r.yaml:7: optim.lr" in said
@@ -195,13 +242,17 @@ def test_all_faults_of_a_recipe_at_once(write: Write) -> None:
         (("distill", "sim", "--teacher", "classifier-digits"), "is a classifier"),
     ],
 )
-def test_commands_that_are_wrong(words: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_that_are_wrong(
+    words: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert expected in failure(2, *words)
 
 
 def test_resume_on_nothing(write: Write, tmp_path: Path) -> None:
-    assert "holds no run" in failure(2, "train", "--recipe", write("r.yaml", DENOISER), "--out", tmp_path / "x", "--resume")
+    assert "holds no run" in failure(
+        2, "train", "--recipe", write("r.yaml", DENOISER), "--out", tmp_path / "x", "--resume"
+    )
     assert not (tmp_path / "x").exists()
 
 
@@ -229,14 +280,18 @@ def test_out_that_cannot_be_written(write: Write, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_out_without_permission(write: Write, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
-    assert "cannot be written" in failure(1, "train", "--recipe", write("r.yaml", DENOISER), "--out", tmp_path / "locked" / "run")
+    assert "cannot be written" in failure(
+        1, "train", "--recipe", write("r.yaml", DENOISER), "--out", tmp_path / "locked" / "run"
+    )
 
 
 def test_missing_data_and_model_files(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GENTK_DATA", raising=False)
     words = ("--out", tmp_path / "run")
-    assert "mnist" in failure(3, "train", "denoiser", "--data", "mnist", "--set", f"data.root={tmp_path / 'no'}", *words)
+    assert "mnist" in failure(
+        3, "train", "denoiser", "--data", "mnist", "--set", f"data.root={tmp_path / 'no'}", *words
+    )
     failure(3, "train", "denoiser", "--data", f"images:{tmp_path / 'no'}", *words)
     failure(3, "sample", "heun", "--model", tmp_path / "no.safetensors", "--out", tmp_path / "s")
     (tmp_path / "empty").mkdir()

@@ -32,9 +32,13 @@ def environment() -> dict[str, str]:
 def test_twenty_kills(write: Write, tmp_path: Path) -> None:
     recipe = write("r.yaml", LONG)
     words = [sys.executable, "-m", "tests.engine.zygote", str(recipe)]
-    whole = subprocess.run([*words, str(tmp_path / "whole"), "0", "0"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    whole = subprocess.run(
+        [*words, str(tmp_path / "whole"), "0", "0"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert whole.stdout == "ended 0\n", whole.stderr
-    killed = subprocess.run([*words, str(tmp_path / "cut"), "20", "1"], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    killed = subprocess.run(
+        [*words, str(tmp_path / "cut"), "20", "1"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     lines = killed.stdout.splitlines()
     assert len(lines) == 21, killed.stdout + killed.stderr
     assert lines[-1] == "ended 0", killed.stderr
@@ -52,7 +56,9 @@ def test_twenty_kills(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_asked_to_stop(name: str, write: Write, tmp_path: Path) -> None:
     """A real process: exit 75 with a checkpoint, and the same command goes on to the same weights."""
-    recipe = write("r.yaml", LONG.replace("checkpoint_every: 3", "checkpoint_every: 100000").replace("steps: 400", "steps: 4000"))
+    recipe = write(
+        "r.yaml", LONG.replace("checkpoint_every: 3", "checkpoint_every: 100000").replace("steps: 400", "steps: 4000")
+    )
     command = [sys.executable, "-m", "gentk", "train", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60

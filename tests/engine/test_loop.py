@@ -153,7 +153,10 @@ def test_nan_stops_with_the_phase_named_and_the_state_kept(tmp_path: Path) -> No
     assert str(kept[0].parent) in str(failure.value)
     state = torch.load(kept[0], weights_only=True)
     assert all(t.isfinite().all() for net in state["nets"].values() for t in net.values()), "the bad update was applied"
-    assert not checkpoint.steps(tmp_path / "checkpoints") or max(checkpoint.steps(tmp_path / "checkpoints")) <= state["step"]
+    assert (
+        not checkpoint.steps(tmp_path / "checkpoints")
+        or max(checkpoint.steps(tmp_path / "checkpoints")) <= state["step"]
+    )
 
 
 def test_nan_is_skipped_when_the_recipe_says_so(tmp_path: Path) -> None:

@@ -37,7 +37,13 @@ def status(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(None, "done"), (Stopped("x"), "stopped"), (KeyboardInterrupt(), "stopped"), (RunFailed("x"), "failed"), (ZeroDivisionError(), "failed")],
+    [
+        (None, "done"),
+        (Stopped("x"), "stopped"),
+        (KeyboardInterrupt(), "stopped"),
+        (RunFailed("x"), "failed"),
+        (ZeroDivisionError(), "failed"),
+    ],
 )
 def test_every_end_is_recorded(job: Make, error: BaseException | None, expected: str) -> None:
     try:
@@ -139,5 +145,16 @@ def test_run_json_says_what_is_needed_to_reproduce(job: Make) -> None:
     with Run(job()):
         pass
     info = json.loads((job().out / "run.json").read_text())
-    assert {"task", "method", "recipe", "seed", "digest", "versions", "command", "host", "started", "finished"} <= info.keys()
+    assert {
+        "task",
+        "method",
+        "recipe",
+        "seed",
+        "digest",
+        "versions",
+        "command",
+        "host",
+        "started",
+        "finished",
+    } <= info.keys()
     assert {"python", "gentk", "torch", "numpy"} <= info["versions"].keys()

@@ -17,7 +17,14 @@ from gentk.recipe.schema import Ema, Optimiser
 
 
 def test_keys_depend_on_every_part_and_on_their_order() -> None:
-    keys = {rng.key(0, 1, "a"), rng.key(1, 0, "a"), rng.key(0, 1, "b"), rng.key("0", 1, "a"), rng.key(0, 1), rng.key(0, 1, "a", 0)}
+    keys = {
+        rng.key(0, 1, "a"),
+        rng.key(1, 0, "a"),
+        rng.key(0, 1, "b"),
+        rng.key("0", 1, "a"),
+        rng.key(0, 1),
+        rng.key(0, 1, "a", 0),
+    }
     assert len(keys) == 6
     assert rng.key(0, 1, "a") == rng.key(0, 1, "a")
     assert all(0 <= k < 2**63 for k in keys)

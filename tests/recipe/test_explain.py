@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gentk import tasks
-from gentk.recipe import explain, yaml12
+from gentk.recipe import explain, registry, yaml12
 from gentk.recipe.fields import fields, leaves
 from gentk.recipe.load import load, loads
 
@@ -42,7 +41,7 @@ def test_full_shows_every_key_with_value_origin_and_meaning(add: Add) -> None:
 
 def test_every_key_of_the_schema_is_listed_and_explained(sim: str) -> None:
     found = list(fields(loads(sim, source="x", sets=["measure.features=identity", "reference.name=digits"]).recipe))
-    top = tasks.recipe_schema("distill", "sim").model_fields
+    top = registry.recipe_schema("distill", "sim").model_fields
     assert [item.path[0] for item in found if len(item.path) == 1] == list(top)
     unexplained = [yaml12.dotted(item.path) for item in found if not item.description and item.path[0] != "expect"]
     assert unexplained in ([], ["task"])  # the task's own literal says it all

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from gentk import tasks
 from gentk.errors import RecipeError
+from gentk.recipe import registry
 from gentk.recipe.load import Loaded, load, loads
 from gentk.recipe.schema import LogNormal
 
@@ -51,7 +51,7 @@ def test_values_origins_and_lines(add: Add, sim: str) -> None:
 def test_the_recipe_is_frozen_and_of_the_tasks_own_type(add: Add) -> None:
     recipe = load(add()).recipe
     assert isinstance(recipe, BaseModel)
-    assert type(recipe) is tasks.recipe_schema("distill", "sim")
+    assert type(recipe) is registry.recipe_schema("distill", "sim")
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.steps = 3
 

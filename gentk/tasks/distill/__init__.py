@@ -38,6 +38,6 @@ class Recipe(Head, Generic[M]):
 def run(job: Job) -> Outcome:
     """Trains the method of the job's recipe in its run folder."""
     from gentk.engine.session import execute
-    from gentk.tasks import method_module
+    from gentk.recipe.registry import method_module
 
     return execute(job, method_module("distill", job.recipe.method.name).build)

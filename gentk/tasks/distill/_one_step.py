@@ -42,7 +42,9 @@ _BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle
 class OneStep:
     """A `Trainable` for every objective that compares teacher and fake denoiser on noised generator samples."""
 
-    def __init__(self, recipe: Any, where: torch.device, objective: Objective, *, through_denoisers: bool = True) -> None:
+    def __init__(
+        self, recipe: Any, where: torch.device, objective: Objective, *, through_denoisers: bool = True
+    ) -> None:
         self.recipe, self.config, self.where = recipe, recipe.method, where
         self.objective, self.through_denoisers = objective, through_denoisers
         self.model = load(recipe.teacher, kinds=("denoiser",), where=where)

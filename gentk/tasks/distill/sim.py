@@ -35,7 +35,9 @@ class Config(Section):
     fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
     noise_generator: Times = Field(KarrasUniform(name="karras"), description="noise levels of the generator update")
     noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the fake-score update")
-    dropout: Fraction = Field(0.0, description="dropout in generator and fake score while they learn; the teacher has none")
+    dropout: Fraction = Field(
+        0.0, description="dropout in generator and fake score while they learn; the teacher has none"
+    )
 
 
 def build(recipe: Any, where: torch.device) -> Trainable:

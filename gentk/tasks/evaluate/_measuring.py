@@ -24,7 +24,9 @@ def execute(job: Job) -> Outcome:
     """Measures and writes the figures of a job. Raises GentkError for what the user can mend."""
     recipe, where = job.recipe, precision.device(job.device)
     if job.dry_run:
-        return Outcome("planned", answer=f"{recipe.method.name} of {recipe.samples} against {recipe.reference.name}, in {job.out}")
+        return Outcome(
+            "planned", answer=f"{recipe.method.name} of {recipe.samples} against {recipe.reference.name}, in {job.out}"
+        )
     with Run(job) as run:
         if run.done is not None:
             return run.outcome()
@@ -34,7 +36,9 @@ def execute(job: Job) -> Outcome:
         if drawn is not None:
             if tuple(drawn.shape[1:]) != train.shape:
                 have = tuple(drawn.shape[1:])
-                raise RecipeError(f"{recipe.samples}: samples have shape {have}, `{recipe.reference.name}` has {train.shape}")
+                raise RecipeError(
+                    f"{recipe.samples}: samples have shape {have}, `{recipe.reference.name}` has {train.shape}"
+                )
             figures = quality(drawn, train, test, judge.extract, k=recipe.method.k) | {"n": float(len(drawn))}
         else:
             figures = judge(_sampler(recipe, train.shape, where), recipe.seed) | {"n": float(recipe.method.n)}
@@ -46,7 +50,9 @@ def execute(job: Job) -> Outcome:
 def _sampler(recipe: Any, shape: tuple[int, ...], where: torch.device) -> Sampler:
     model = load(recipe.samples, kinds=("denoiser", "generator"), where=where)
     if model.shape != shape:
-        raise RecipeError(f"`{recipe.samples}` makes samples of shape {model.shape}, `{recipe.reference.name}` has {shape}")
+        raise RecipeError(
+            f"`{recipe.samples}` makes samples of shape {model.shape}, `{recipe.reference.name}` has {shape}"
+        )
     assert isinstance(model.net, Denoiser)
     fast_layout(model.net)
     cycle, once = tuple(range(model.classes)), model.header.get("sigma_init")
@@ -82,5 +88,6 @@ def _from_npz(path: Path) -> Tensor:
             raise GentkError(f"{path}: the samples are not all finite")
         return x.float()
     raise GentkError(
-        f"{path}: `samples` is {x.dtype} of shape {tuple(x.shape)}", hint="expected uint8 (N, C, H, W) or float32 (N, D)"
+        f"{path}: `samples` is {x.dtype} of shape {tuple(x.shape)}",
+        hint="expected uint8 (N, C, H, W) or float32 (N, D)",
     )

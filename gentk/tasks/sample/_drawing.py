@@ -23,7 +23,7 @@ from gentk.processes.denoiser import Denoise, Denoiser
 from gentk.processes.grids import karras, to_times
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model, fast_layout, load
-from gentk.tasks import method_module
+from gentk.recipe.registry import method_module
 
 _IN_GRID = 400  # samples in the picture, at most
 

@@ -24,7 +24,9 @@ class Classifying:
         self.data = data.load(recipe.data, "train")
         self.test = data.load(recipe.data, "test")
         if self.data.y is None:
-            raise RecipeError(f"data.name: `{recipe.data.name}` has no labels to learn", hint="put images into class sub-folders")
+            raise RecipeError(
+                f"data.name: `{recipe.data.name}` has no labels to learn", hint="put images into class sub-folders"
+            )
         if recipe.net.name != "small-cnn":
             raise RecipeError(f"net.name: `{recipe.net.name}` is a denoiser, a classifier needs `small-cnn`")
         torch.manual_seed(recipe.seed)  # the initial weights

@@ -19,7 +19,9 @@ class Config(Section):
 
     name: Literal["classifier"]
     shift: NonNegativeInt = Field(0, description="largest random translation in pixels, per axis")
-    noise: NonNegativeFloat = Field(0.0, description="standard deviation of Gaussian noise added in training, images in [-1, 1]")
+    noise: NonNegativeFloat = Field(
+        0.0, description="standard deviation of Gaussian noise added in training, images in [-1, 1]"
+    )
     label_smoothing: NonNegativeFloat = Field(0.0, description="mass moved from the true class to all classes")
 
 
@@ -28,4 +30,3 @@ def build(recipe: Any, where: torch.device) -> Trainable:
     from gentk.tasks.train._classifying import Classifying
 
     return Classifying(recipe, where)
-

@@ -30,4 +30,3 @@ def build(recipe: Any, where: torch.device) -> Trainable:
     from gentk.tasks.train._denoising import Denoising
 
     return Denoising(recipe, where)
-

@@ -1,0 +1,79 @@
+"""Tasks and methods, found by scanning `gentk/tasks`: a folder is a task, a file in it is a method.
+
+A task's `__init__.py` holds its help line (the docstring), `SUBJECT` (the option that names what the method works on),
+`Recipe` (a generic pydantic model) and `run`. A method's file holds its help line, `Config` and what builds it. Files that
+begin with an underscore are shared by the methods of one task. None of them imports torch at module level, so that the
+command line can list, show and check everything in a moment.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gentk
+from gentk.errors import RecipeError, did_you_mean
+
+_HERE = Path(gentk.__file__).parent / "tasks"  # named by its place, not imported: tasks stand far above this floor
+
+
+def _name(path: Path) -> str:
+    return path.stem.replace("_", "-")
+
+
+def _help(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0].rstrip(".")
+
+
+@cache
+def tasks() -> dict[str, str]:
+    """Name -> help line of every task that has a method."""
+    return {
+        _name(p): _help(p / "__init__.py")
+        for p in sorted(_HERE.iterdir())
+        if (p / "__init__.py").exists() and methods(_name(p))
+    }
+
+
+@cache
+def subject(task: str) -> str:
+    """Name of the option that says what a method of this task works on; read without importing the task."""
+    tree = ast.parse((_HERE / task.replace("-", "_") / "__init__.py").read_text("utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            if any(isinstance(target, ast.Name) and target.id == "SUBJECT" for target in node.targets):
+                return str(node.value.value)
+    raise AttributeError(f"task {task} names no SUBJECT")
+
+
+@cache
+def methods(task: str) -> dict[str, str]:
+    """Name -> help line of every method of a task."""
+    folder = _HERE / task.replace("-", "_")
+    return {_name(p): _help(p) for p in sorted(folder.glob("*.py")) if not p.name.startswith("_")}
+
+
+def task_module(task: str) -> Any:
+    """The package of a task. Raises RecipeError for an unknown one."""
+    if task not in tasks():
+        raise RecipeError(f"unknown task `{task}`{did_you_mean(task, tasks())}", hint="gentk --help lists the tasks")
+    return importlib.import_module(f"gentk.tasks.{task.replace('-', '_')}")
+
+
+def method_module(task: str, method: str) -> Any:
+    """The module of a method. Raises RecipeError for an unknown one."""
+    task_module(task)
+    if method not in methods(task):
+        raise RecipeError(
+            f"`gentk {task}` has no method `{method}`{did_you_mean(method, methods(task))}",
+            hint=f"methods: {', '.join(methods(task))}",
+        )
+    return importlib.import_module(f"gentk.tasks.{task.replace('-', '_')}.{method.replace('-', '_')}")
+
+
+def recipe_schema(task: str, method: str) -> Any:
+    """The pydantic model that a recipe of this task and method must satisfy."""
+    return task_module(task).Recipe[method_module(task, method).Config]
