@@ -1,9 +1,9 @@
-"""Distillation objectives side by side: the same teacher, generator images and seeds; figures as ratios to the teacher's.
+"""Distillation objectives side by side: same teacher, generator images and seeds; figures as ratios to the teacher's.
 
     python benchmarks/distill_digits.py [--seeds 3] [--out runs/benchmark]
 
-Each run is `gentk distill ...` in a folder of its own, so the table can be had again, or a stopped benchmark gone on with, by the
-same command. Prints a Markdown table: mean and, over several seeds, the smallest and largest value.
+Each run is `gentk distill ...` in a folder of its own, so the table can be had again, or a stopped benchmark gone on
+with, by the same command. Prints a Markdown table: mean and, over several seeds, the smallest and largest value.
 """
 
 from __future__ import annotations

@@ -126,7 +126,10 @@ def test_deleting_a_task_breaks_no_other(task: str, tmp_path: Path) -> None:
     ],
 )
 def test_light_commands_import_no_torch(words: tuple[str, ...]) -> None:
-    code = f"import sys\nsys.argv = ['gentk', *{words!r}]\nfrom gentk.cli.app import app\ntry:\n    app()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+    code = (
+        f"import sys\nsys.argv = ['gentk', *{words!r}]\nfrom gentk.cli.app import app\n"
+        "try:\n    app()\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
+    )
     run(code + "heavy = {'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)\nassert not heavy, heavy\n")
 
 

@@ -1,8 +1,8 @@
 """The command `gentk`: one sub-command per task that has a method, and those that look at recipes, models and runs.
 
 No torch here: help, listings and everything that can be wrong with a command come before the slow imports. Annotations
-are evaluated where they stand (no `from __future__ import annotations`): Typer reads them, and the tasks' commands are made
-in a loop.
+are evaluated where they stand (no `from __future__ import annotations`): Typer reads them, and the tasks' commands are
+made in a loop.
 """
 
 import inspect
@@ -24,7 +24,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 failed, 2 the command or recipe is wrong, 3 a file is absent, 75 stopped: run again to go on.",
+    epilog="Exit codes: 0 done, 1 failed, 2 the command or recipe is wrong, 3 a file is absent, "
+    "75 stopped: run again to go on.",
 )
 
 
@@ -100,9 +101,8 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     loaded = load.load(path, sets, overrides=given)
     chosen = loaded.recipe
     if chosen.task != task or (method is not None and chosen.method.name != method):
-        raise RecipeError(
-            f"--recipe {recipe}: is for `gentk {chosen.task} {chosen.method.name}`, not `gentk {task} {method or ''}`".rstrip()
-        )
+        wanted = f"{task} {method}" if method else task
+        raise RecipeError(f"--recipe {recipe}: is for `gentk {chosen.task} {chosen.method.name}`, not `gentk {wanted}`")
     return loaded
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that appear whole or not at all.
 
-`checkpoints/NNNNNNNN/` holds `state.pt` and `meta.json`. A checkpoint is written into a hidden folder beside it, the meta
-file with the state's size and sha256 last, everything fsynced, then renamed; older ones are pruned only after that. A
-folder without a meta file is no checkpoint, and one whose checksum does not match is named and passed over.
+`checkpoints/NNNNNNNN/` holds `state.pt` and `meta.json`. A checkpoint is written into a hidden folder beside it, the
+meta file with the state's size and sha256 last, everything fsynced, then renamed; older ones are pruned only after
+that. A folder without a meta file is no checkpoint, and one whose checksum does not match is named and passed over.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def draw(
 ) -> Iterator[Tensor]:
     """Yields samples `first` to `first + n` in batches: float32 on the CPU, (<= batch, *shape).
 
-    `grid` holds process times and starts at the noisiest; the first state is sigma(grid[0]) times unit noise. `own` goes
-    to the solver.
+    `grid` holds process times and starts at the noisiest; the first state is sigma(grid[0]) times unit noise. `own`
+    goes to the solver.
     """
     for start in range(first, first + n, batch):
         count = min(batch, first + n - start)

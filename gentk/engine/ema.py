@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ def decay(section: Ema, batch: int, images: int) -> float:
     half_life = float(section.half_life)
     if section.ramp_up is not None:
         half_life = min(half_life, section.ramp_up * images)
-    return 0.5 ** (batch / half_life)
+    return math.pow(0.5, batch / half_life)
 
 
 @torch.no_grad()  # the average is no function of the weights that anything differentiates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from PIL.Image import Image
@@ -14,14 +15,14 @@ from gentk.data import DataSet, to_uint8
 from gentk.engine import pictures
 from gentk.engine.draw import draw
 from gentk.metrics.features import Extractor, extractor
-from gentk.metrics.frechet import frechet
+from gentk.metrics.frechet import Moments, frechet
 from gentk.metrics.quality import all_of, moments, quality
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.grids import karras, to_times
 from gentk.recipe.schema import Measure
 from gentk.solvers import heun, one_step
 
-RHO = 7.0  # EDM's grid, used for every many-step figure
+SIGMAS, RHO = (0.002, 80.0), 7.0  # EDM's grid, used for every many-step figure, within what the process allows
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Sampler:
             solve, sigmas = one_step.solve, torch.tensor([self.sigma_init, 0.0], dtype=torch.float64)
         else:
             low, high = (float(process.sigma(t) / process.alpha(t)) for t in _ends(process.t_min, process.t_max))
-            solve, sigmas = heun.solve, karras(self.steps, max(low, 0.002), min(high, 80.0), RHO)
+            solve, sigmas = heun.solve, karras(self.steps, max(low, SIGMAS[0]), min(high, SIGMAS[1]), RHO)
         parts = draw(
             self.denoiser,
             process,
@@ -92,8 +93,11 @@ class Judge:
         if not self.section.preview:
             return {}
         samples = rounded(sampler(self.section.preview, seed, batch=self.section.batch))
-        real, fake = moments(self.extract(all_of(self.train))), moments(self.extract(samples))
-        return {"fd": frechet(real, fake)}
+        return {"fd": frechet(self._real, moments(self.extract(samples)))}
+
+    @cached_property
+    def _real(self) -> Moments:
+        return moments(self.extract(all_of(self.train)))
 
 
 def picture(groups: Mapping[str, Tensor]) -> Image:

@@ -62,7 +62,7 @@ def start(method: Trainable) -> State:
     """The state before the first step: the averages are exact copies of their networks."""
     averaged = {name: copy.deepcopy(method.nets[name]).eval().requires_grad_(False) for name in method.ema}
     optimisers = {name: optim.build(method.optim[name], net.parameters()) for name, net in method.nets.items()}
-    return State(method.nets, averaged, optimisers)
+    return State(dict(method.nets), averaged, optimisers)
 
 
 class _Means:

@@ -52,10 +52,25 @@ class Data(Protocol):
 class Trainable(Protocol):
     """A method, built: data plus losses. See tasks/distill/sim.py for one."""
 
-    nets: dict[str, nn.Module]
-    ema: tuple[str, ...]
-    optim: Mapping[str, Optimiser]
-    data: Data | None
+    @property
+    def nets(self) -> Mapping[str, nn.Module]:
+        """The networks that learn, by name."""
+        ...
+
+    @property
+    def ema(self) -> tuple[str, ...]:
+        """Names of the networks whose weights are averaged."""
+        ...
+
+    @property
+    def optim(self) -> Mapping[str, Optimiser]:
+        """The optimiser settings of each network, by the network's name."""
+        ...
+
+    @property
+    def data(self) -> Data | None:
+        """The data that batches are drawn from; None for a method that learns without."""
+        ...
 
     def phases(self, step: int) -> Iterator[Phase]:
         """The updates of one step; plain code between yields runs between updates."""

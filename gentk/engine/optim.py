@@ -13,13 +13,19 @@ from gentk.recipe.schema import Optimiser
 
 def build(section: Optimiser, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Adam or AdamW as the section says, in torch's fused form: one pass over the parameters."""
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[section.name]
-    settings = {"lr": section.lr, "betas": section.betas, "eps": section.eps, "weight_decay": section.weight_decay}
-    return cls(parameters, fused=True, **settings)
+    cls = torch.optim.Adam if section.name == "adam" else torch.optim.AdamW
+    return cls(
+        parameters,
+        lr=section.lr,
+        betas=section.betas,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(section: Optimiser, step: int, steps: int) -> float:
-    """The learning rate of step `step` of `steps`, from 0: linear warm-up, then the decay down to `floor` of the peak."""
+    """The learning rate of step `step` of `steps`, from 0: linear warm-up, then decay to `floor` times the peak."""
     if step < section.warmup:
         return section.lr * (step + 1) / section.warmup
     if section.decay == "constant":

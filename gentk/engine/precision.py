@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,7 +29,7 @@ def autocast(where: torch.device, precision: str) -> AbstractContextManager[obje
     return nullcontext()
 
 
-def compiled(nets: dict[str, nn.Module]) -> None:
+def compiled(nets: Mapping[str, nn.Module]) -> None:
     """torch.compile of each network's forward, in place: state-dict keys and the modules' identity stay."""
     for net in nets.values():
         net.compile()

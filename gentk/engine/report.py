@@ -150,7 +150,7 @@ def _tiles(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterab
         yield "time", duration(seconds)
     speeds = [speed for row in rows if (speed := _number(row.get("images_per_s")))]
     if speeds:  # not time over images: that would hold the building and the measuring too
-        yield "time per image", f"{tidy(1000 / median(speeds))} ms"
+        yield "training, per image", f"{tidy(1000 / median(speeds))} ms"
     if "seed" in info:
         yield "seed", str(info["seed"])
 

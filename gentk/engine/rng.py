@@ -1,7 +1,7 @@
 """Keyed randomness: every draw comes from a key, none from a generator that is carried along.
 
-The key is a hash of what the draw is for, such as (seed, step, phase, micro-batch). A resumed run therefore needs no saved
-generator state, and sample k is the same whatever the batch it is drawn in.
+The key is a hash of what the draw is for, such as (seed, step, phase, micro-batch). A resumed run therefore needs no
+saved generator state, and sample k is the same whatever the batch it is drawn in.
 """
 
 from __future__ import annotations

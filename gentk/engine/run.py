@@ -1,4 +1,4 @@
-"""Run folders: what is asked for (`Job`), and the folder that holds one run (`Run`), locked while a process works on it.
+"""Run folders: what is asked for (`Job`) and the folder that holds one run (`Run`), locked while a process works in it.
 
 No torch here: whatever is wrong with a folder is said before the slow imports.
 """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gentk.errors import RecipeError
+from gentk.nets.classifier import SmallCnn
 from gentk.processes.models import load
 
 Extractor = Callable[[Tensor], Tensor]
@@ -28,8 +29,11 @@ def extractor(ref: str, *, shape: tuple[int, ...], where: torch.device, batch: i
             hint="train one: gentk train classifier --data NAME; or --set measure.features=identity",
         )
 
+    net = model.net
+    assert isinstance(net, SmallCnn)  # the only classifier there is
+
     @torch.no_grad()  # a measurement
     def extract(x: Tensor) -> Tensor:
-        return torch.cat([model.net.features(part.to(where)).cpu().double() for part in x.split(batch)])  # type: ignore[operator]
+        return torch.cat([net.features(part.to(where)).cpu().double() for part in torch.split(x, batch)])
 
     return extract

@@ -15,6 +15,8 @@ def build(section: schema.Net, *, shape: tuple[int, ...], classes: int) -> nn.Mo
     """
     # imported here: a run needs one of them
     settings = section.model_dump(exclude={"name"})
+    if not isinstance(section, schema.SmallCnn) and section.width % 2:
+        raise RecipeError(f"net.width: {section.width} is odd, the noise level's cosines and sines take an even width")
     if isinstance(section, schema.Mlp):
         from gentk.nets.mlp import Mlp
 
@@ -34,7 +36,8 @@ def build(section: schema.Net, *, shape: tuple[int, ...], classes: int) -> nn.Mo
     halvings = len(section.multipliers) - 1
     if shape[1] % 2**halvings:
         raise RecipeError(
-            f"net.multipliers: {halvings + 1} levels need a side divisible by {2**halvings}, the images have {shape[1]}",
+            f"net.multipliers: {halvings + 1} levels need a side divisible by {2**halvings}, "
+            f"the images have {shape[1]}",
             hint="use fewer levels: --set net.multipliers='[1, 2]'",
         )
     return UNet(size=shape[1], channels=shape[0], classes=classes, **settings)

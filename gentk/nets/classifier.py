@@ -1,4 +1,4 @@
-"""Small convolutional classifier; its last hidden layer is the feature space of the Frechet distance on small images."""
+"""Small convolutional classifier; its last hidden layer is the space of the Frechet distance on small images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class SmallCnn(nn.Module):
     """`net(x)`: (B, C, S, S) in [-1, 1] -> (B, classes) logits; `net.features(x)` -> (B, F), non-negative.
 
-    Three 3x3 convolutions with one 2x2 max-pooling after the second, one more for sides above 16, then the feature layer.
+    Three 3x3 convolutions, 2x2 max-pooling after the second (and the third for sides above 16), the feature layer.
     """
 
     def __init__(self, *, size: int, channels: int, classes: int, width: int, features: int, dropout: float) -> None:
@@ -32,9 +32,11 @@ class SmallCnn(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def features(self, x: Tensor) -> Tensor:
+        """Images x (B, C, S, S) -> the feature layer (B, F), non-negative."""
         out: Tensor = self.body(x)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images x (B, C, S, S) -> logits (B, classes)."""
         out: Tensor = self.head(self.features(x))
         return out

@@ -31,6 +31,7 @@ class Mlp(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (B, D), c_noise (B,), cond (B,) int64 or None -> (B, D), the raw prediction."""
         emb = self.time(frequencies(c_noise, self.width))
         if self.label is not None:
             null = torch.full_like(c_noise, self.classes, dtype=torch.long)

@@ -45,11 +45,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv1.weight)  # each block starts as its skip path, so depth costs nothing at the start
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Features x (B, Cin, H, W) and embedding emb (B, E) -> (B, Cout, H, W)."""
         h = self.conv0(F.silu(self.norm0(x)))
         scale, shift = self.affine(emb)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm1(h), 1 + scale))
         h = self.conv1(self.drop(h))
-        return self.attend((self.skip(x) + h) * math.sqrt(0.5))  # sqrt(1/2) keeps the variance through the depth
+        out: Tensor = self.attend((self.skip(x) + h) * math.sqrt(0.5))  # sqrt(1/2) keeps the variance with depth
+        return out
 
 
 class Attention(nn.Module):
@@ -57,17 +59,19 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = next(h for h in range(-(-channels // 32), channels + 1) if channels % h == 0)
         self.norm = nn.GroupNorm(_groups(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) plus what its pixels attend to: (B, C, H, W)."""
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
         a = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj(a.transpose(2, 3).reshape(b, c, h, w))
+        out: Tensor = x + self.proj(a.transpose(2, 3).reshape(b, c, h, w))
+        return out
 
 
 class UNet(nn.Module):
@@ -128,6 +132,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (B, C, S, S), c_noise (B,), cond (B,) int64 or None -> (B, C, S, S), the raw prediction."""
         emb = self.time(frequencies(c_noise, self.width))
         if self.label is not None:
             null = torch.full_like(c_noise, self.classes, dtype=torch.long)
@@ -138,14 +143,14 @@ class UNet(nn.Module):
         for level, stage in enumerate(self.down):
             if level:
                 h = F.avg_pool2d(h, 2)
-            for block in stage:
+            for block in stage.children():
                 h = block(h, emb)
                 hs.append(h)
         h = self.mid(h, emb)
         for level, stage in enumerate(self.up):
             if level:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            for block in stage:
+            for block in stage.children():
                 h = block(torch.cat([h, hs.pop()], dim=1), emb)
         out: Tensor = self.out(F.silu(self.norm(h)))
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def save(path: Path, net: nn.Module, header: dict[str, Any]) -> None:
         temporary.write_bytes(safetensors.torch.save(state, write_header(header)))
         temporary.replace(path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what refused the file may refuse this too: the first reason is the one to tell
+            temporary.unlink()
         raise RunFailed(
             f"{path}: cannot be written: {e.strerror}", hint="free disk space or choose another --out"
         ) from e

@@ -175,12 +175,13 @@ class _Draft:
             return None
         try:
             if isinstance(name, str):
-                return registry.recipe_schema(task, name)  # type: ignore[no-any-return]
+                return registry.recipe_schema(task, name)
         except RecipeError as error:
             self.fault(("method", "name"), str(error))
         if isinstance(method, dict) and not isinstance(name, str):
             self.fault(("method", "name"), f"required, but missing; one of {', '.join(registry.methods(task))}")
-        return module.Recipe[_AnyMethod]  # type: ignore[no-any-return]
+        loose: type[BaseModel] = module.Recipe[_AnyMethod]
+        return loose
 
     def lay(self, hint: Any, values: dict[str, Any], places: dict[Path, _Place], path: Path = ()) -> None:
         """Put a layer on top: sections are merged key by key, everything else is replaced.

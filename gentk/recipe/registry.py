@@ -1,9 +1,9 @@
 """Tasks and methods, found by scanning `gentk/tasks`: a folder is a task, a file in it is a method.
 
 A task's `__init__.py` holds its help line (the docstring), `SUBJECT` (the option that names what the method works on),
-`Recipe` (a generic pydantic model) and `run`. A method's file holds its help line, `Config` and what builds it. Files that
-begin with an underscore are shared by the methods of one task. None of them imports torch at module level, so that the
-command line can list, show and check everything in a moment.
+`Recipe` (a generic pydantic model) and `run`. A method's file holds its help line, `Config` and what builds it. Files
+that begin with an underscore are shared by the methods of one task. None of them imports torch at module level, so that
+the command line can list, show and check everything in a moment.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import ast
 import importlib
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gentk
 from gentk.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _HERE = Path(gentk.__file__).parent / "tasks"  # named by its place, not imported: tasks stand far above this floor
 
@@ -43,9 +46,9 @@ def subject(task: str) -> str:
     """Name of the option that says what a method of this task works on; read without importing the task."""
     tree = ast.parse((_HERE / task.replace("-", "_") / "__init__.py").read_text("utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            if any(isinstance(target, ast.Name) and target.id == "SUBJECT" for target in node.targets):
-                return str(node.value.value)
+        match node:
+            case ast.Assign(targets=[ast.Name(id="SUBJECT")], value=ast.Constant(value=option)):
+                return str(option)
     raise AttributeError(f"task {task} names no SUBJECT")
 
 
@@ -74,6 +77,7 @@ def method_module(task: str, method: str) -> Any:
     return importlib.import_module(f"gentk.tasks.{task.replace('-', '_')}.{method.replace('-', '_')}")
 
 
-def recipe_schema(task: str, method: str) -> Any:
+def recipe_schema(task: str, method: str) -> type[BaseModel]:
     """The pydantic model that a recipe of this task and method must satisfy."""
-    return task_module(task).Recipe[method_module(task, method).Config]
+    schema: type[BaseModel] = task_module(task).Recipe[method_module(task, method).Config]
+    return schema

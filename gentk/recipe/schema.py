@@ -1,7 +1,7 @@
 """The sections that recipes are made of: every key, its type, range, default and meaning, in one place.
 
 All sections forbid unknown keys, are frozen and strict. YAML lists arrive as tuples (see `yaml12`). A task's own recipe
-is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a method's settings are the `Config` of its file.
+is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a method's settings are its file's `Config`.
 """
 
 from __future__ import annotations

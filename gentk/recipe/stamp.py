@@ -1,4 +1,4 @@
-"""What a file or a run says about its origin: safetensors headers (read without torch) and the versions that made a run."""
+"""What a file or a run says about its origin: safetensors headers (read without torch), versions behind a run."""
 
 from __future__ import annotations
 

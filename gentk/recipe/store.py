@@ -104,8 +104,8 @@ def name(path: Path) -> str:
 def pick(task: str, method: str, subject: str | None) -> tuple[Path, bool]:
     """The recipe of a command, and whether it was made for another subject, which must then be swapped.
 
-    The recipe named after the subject (`points-ring8` for `points:ring8`), else the method's default recipe (or its only one). Raises RecipeError where
-    neither exists.
+    The recipe named after the subject (`points-ring8` for `points:ring8`), else the method's default recipe (or its
+    only one). Raises RecipeError where neither exists.
     """
     entries = [e for e in recipes() if (e.task, e.method) == (task, method)]
     own = next((e for e in entries if subject and e.subject == subject.replace(":", "-")), None)

@@ -54,7 +54,7 @@ class OneStep:
         self.process = self.teacher.process
         self.cycle = tuple(range(self.model.classes))
         # both start from the teacher's weights: the paper's initialisation
-        self.nets: dict[str, nn.Module] = {name: self._copy() for name in ("fake", "generator")}
+        self.nets = {name: self._copy() for name in ("fake", "generator")}
         self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
         self.optim = {"generator": recipe.optim.generator, "fake": recipe.optim.fake}
         self.data = None  # data-free: everything is learned from the teacher
@@ -65,7 +65,7 @@ class OneStep:
             train, test = data.load(reference, "train"), data.load(reference, "test")
             self.judge = Judge(recipe.measure, train, test, where)
 
-    def _copy(self) -> nn.Module:
+    def _copy(self) -> Denoiser:
         net = copy.deepcopy(self.teacher)
         for module in net.modules():
             if isinstance(module, nn.Dropout):
@@ -83,10 +83,10 @@ class OneStep:
         z = torch.randn((n, *self.model.shape), generator=gen, device=self.where)
         cond = torch.randint(self.model.classes, (n,), generator=gen, device=self.where) if self.cycle else None
         s = torch.tensor(self.config.sigma_init, device=self.where)
-        return at_sigma(self.nets["generator"], s * z, s, cond), cond  # type: ignore[arg-type]
+        return at_sigma(self.nets["generator"], s * z, s, cond), cond
 
     def _noise(self, law: Any, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Times (n,) by a recipe's law, and noise that is independent of the generator's (else psi learns another field)."""
+        """Times (n,) by a recipe's law, and noise independent of the generator's (else psi learns another field)."""
         t = times.draw(law, self.process, n, gen, self.where)
         return t, torch.randn((n, *self.model.shape), generator=gen, device=self.where)
 
@@ -94,20 +94,20 @@ class OneStep:
         with torch.no_grad():  # the fake score fits the generator's samples as data; the generator does not move here
             x0, cond = self._generate(batch.n, gen)
         t, eps = self._noise(self.config.noise_fake, batch.n, gen)
-        return edm(self.nets["fake"], x0, t, eps, cond, self.teacher.sigma_data).mean(), {}  # type: ignore[arg-type]
+        return edm(self.nets["fake"], x0, t, eps, cond, self.teacher.sigma_data).mean(), {}
 
     def _generator_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x0, cond = self._generate(batch.n, gen)
         t, eps = self._noise(self.config.noise_generator, batch.n, gen)
         s = ratio(self.process, t).to(x0.dtype)
         x_t = x0 + expand(s, x0) * eps
-        # parameters of both denoisers are frozen (the teacher's always, the fake's by the engine in this phase), but the
-        # graph through x_t stays: the objective's gradient lives on it, unless the objective says otherwise
+        # parameters of both denoisers are frozen (the teacher's always, the fake's by the engine in this phase), but
+        # the graph through x_t stays: the objective's gradient lives on it, unless the objective says otherwise
         with nullcontext() if self.through_denoisers else torch.no_grad():
             d_teacher = at_sigma(self.teacher, x_t, s, cond)
-            d_fake = at_sigma(self.nets["fake"], x_t, s, cond)  # type: ignore[arg-type]
-        loss = weight(self.config.weight, s, x0, d_teacher) * self.objective(x0, d_teacher, d_fake)
-        return loss.mean(), _gaps(s, (d_teacher - d_fake).detach())
+            d_fake = at_sigma(self.nets["fake"], x_t, s, cond)
+        w = weight(self.config.weight, s, x0, d_teacher, sigma_data=self.teacher.sigma_data)
+        return (w * self.objective(x0, d_teacher, d_fake)).mean(), _gaps(s, (d_teacher - d_fake).detach())
 
     def _samplers(self, averaged: Mapping[str, nn.Module]) -> tuple[Sampler, Sampler]:
         steps = self.recipe.measure.steps if self.recipe.measure else 18
@@ -141,7 +141,7 @@ class OneStep:
 
 
 def _gaps(s: Tensor, delta: Tensor) -> Metrics:
-    """Mean |delta|^2 / d, all and by noise level: the loss is signed and says nothing, this falls as the student nears."""
+    """Mean |delta|^2 / d, all and by noise level: a signed loss says nothing, this falls as the student nears."""
     gap = delta.square().flatten(1).mean(1)
     low, high = _BUCKETS
     parts = {"gap_low": s < low, "gap_mid": (s >= low) & (s < high), "gap_high": s >= high}

@@ -13,6 +13,7 @@ from gentk import data, nets
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
 from gentk.metrics.quality import halves
+from gentk.nets.classifier import SmallCnn
 from gentk.processes.models import fast_layout
 
 
@@ -40,7 +41,8 @@ class Classifying:
 
     def _loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, y, config = batch.x, batch.y, self.config
-        assert x is not None and y is not None  # checked in __init__
+        assert x is not None  # the loop supplies data to a method that has some
+        assert y is not None  # checked in __init__
         x = _shifted(x, config.shift, gen) + config.noise * torch.randn(x.shape, generator=gen, device=self.where)
         logits = self.nets["classifier"](x)
         accuracy = (logits.argmax(1) == y).float().mean()
@@ -53,7 +55,7 @@ class Classifying:
     @torch.no_grad()  # a measurement
     def _right(self, net: nn.Module, split: data.DataSet) -> int:
         found = 0
-        for part in torch.arange(len(split)).split(1000):
+        for part in torch.split(torch.arange(len(split)), 1000):
             x, y = split.batch(part)
             found += int((net(x.to(self.where)).argmax(1).cpu() == y).sum())
         return found
@@ -62,9 +64,10 @@ class Classifying:
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Accuracy on both splits, the number right of the test split, and the yardstick of its feature space."""
         net = averaged["classifier"]
+        assert isinstance(net, SmallCnn)
 
         def extract(x: Tensor) -> Tensor:
-            return torch.cat([net.features(p.to(self.where)).cpu().double() for p in x.split(1000)])  # type: ignore[operator]
+            return torch.cat([net.features(p.to(self.where)).cpu().double() for p in torch.split(x, 1000)])
 
         right = self._right(net, self.test)
         figures = {

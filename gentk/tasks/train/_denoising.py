@@ -33,7 +33,7 @@ class Denoising:
         net = nets.build(recipe.net, shape=self.data.shape, classes=self.data.classes)
         process = schedules.build(self.config.process)
         denoiser = Denoiser(fast_layout(net), process, self.config.predicts, self.config.sigma_data).to(where)
-        self.nets: dict[str, nn.Module] = {"denoiser": denoiser}
+        self.nets = {"denoiser": denoiser}
         self.ema, self.optim, self.where = ("denoiser",), {"denoiser": recipe.optim}, where
         self.judge = Judge(recipe.measure, self.data, self.test, where) if recipe.measure else None
         self.cycle = tuple(range(self.data.classes))
@@ -55,7 +55,9 @@ class Denoising:
 
     def _sampler(self, averaged: Mapping[str, nn.Module]) -> Sampler:
         steps = self.recipe.measure.steps if self.recipe.measure else 18
-        return Sampler(averaged["denoiser"], self.data.shape, self.cycle, self.where, steps)
+        denoiser = averaged["denoiser"]
+        assert isinstance(denoiser, Denoiser)
+        return Sampler(denoiser, self.data.shape, self.cycle, self.where, steps)
 
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Samples of the average, from the same noise at every step, and their figures."""
@@ -66,9 +68,8 @@ class Denoising:
 
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Figures of the average and the average itself."""
-        config, figures = self.config, {}
-        if self.judge is not None:
-            figures = self.judge(self._sampler(averaged), self.recipe.seed)
+        config, sampler = self.config, self._sampler(averaged)
+        figures = self.judge(sampler, self.recipe.seed) if self.judge else {}
         header = {
             "kind": "denoiser",
             "net": self.recipe.net.model_dump(mode="json"),
@@ -78,4 +79,4 @@ class Denoising:
             "data": {"name": self.data.name, "shape": self.data.shape, "classes": self.data.classes},
             "licence": "Apache-2.0",
         }
-        return Result(figures, exports={"denoiser": Export(averaged["denoiser"].net, header)})  # type: ignore[arg-type]
+        return Result(figures, exports={"denoiser": Export(sampler.denoiser.net, header)})
