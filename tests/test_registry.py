@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,7 +27,7 @@ def test_every_task_has_a_help_line_a_subject_and_methods() -> None:
         assert registry.subject(task) == TASKS[task]
         module = registry.task_module(task)
         assert module.__name__ == f"gentk.tasks.{task}"
-        assert module.SUBJECT == TASKS[task], "read from the text, it must be what the module says"
+        assert registry.subject(task) == module.SUBJECT, "read from the text, it must be what the module says"
         assert issubclass(module.Recipe, Head)
         assert TASKS[task] in module.Recipe.model_fields
         assert callable(module.run)
@@ -80,10 +79,13 @@ def test_shared_files_are_no_methods() -> None:
 
 
 def test_a_new_file_is_a_new_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by scanning: a folder with a method is a task, one without is none, and `_` becomes `-`."""
+    """Found by scanning: a folder with a method is a task, one without is none, and `_` becomes `-`.
+
+    Files are read, not run: a method that cannot be imported is listed like any other.
+    """
     for name, text in {
         "paint/__init__.py": '"""Paint by numbers."""\nSUBJECT = "canvas"\n',
-        "paint/oil_on_wood.py": '"""Slow and shiny: oil.\n\nMore."""\n',
+        "paint/oil_on_wood.py": '"""Slow and shiny: oil.\n\nMore."""\nimport no_such_package\n',
         "paint/_brush.py": '"""Shared."""\n',
         "empty/__init__.py": '"""Nothing here yet."""\n',
         "notes/idea.py": '"""No package."""\n',
@@ -139,14 +141,3 @@ def test_an_unknown_method(task: str, wrong: str, close: str) -> None:
             ask(task, wrong)
         assert str(failure.value) == f"`gentk {task}` has no method `{wrong}`{close}"
         assert failure.value.hint == f"methods: {', '.join(registry.methods(task))}"
-
-
-def test_help_lines_are_read_not_run() -> None:
-    """The listing parses files; it must not execute a method that would import torch, or fail because of one."""
-    source = Path(registry.__file__).read_text()
-    calls = {node.func.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and _named(node)}
-    assert not {"exec", "eval", "__import__"} & calls
-
-
-def _named(node: ast.Call) -> bool:
-    return isinstance(node.func, ast.Name)

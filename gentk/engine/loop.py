@@ -66,19 +66,24 @@ def start(method: Trainable) -> State:
 
 
 class _Means:
-    """Running means of logged tensors; they stay on the device until a line is due, so that nothing waits for it."""
+    """Running means of logged tensors; they stay on the device until a line is due, so that nothing waits for it.
+
+    NaN means that there was nothing to average (no sample of a noise level in this batch) and does not count.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-            self.counts[name] = self.counts.get(name, 0) + 1
+            zero = torch.zeros((), device=value.device)
+            seen = value.detach().isfinite()
+            self.sums[name] = self.sums.get(name, zero) + torch.where(seen, value.detach(), zero)
+            self.counts[name] = self.counts.get(name, zero) + seen
 
     def take(self) -> dict[str, float]:
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        means = {name: float(total) / float(self.counts[name]) for name, total in self.sums.items() if self.counts[name]}
         self.sums, self.counts = {}, {}
         return means
 

@@ -40,4 +40,7 @@ def build(section: schema.Net, *, shape: tuple[int, ...], classes: int) -> nn.Mo
             f"the images have {shape[1]}",
             hint="use fewer levels: --set net.multipliers='[1, 2]'",
         )
+    sides = [shape[1] // 2**level for level in range(halvings + 1)]
+    if unused := [side for side in section.attention if side not in sides]:
+        raise RecipeError(f"net.attention: no level has a side of {unused[0]} pixels; the levels have {sides}")
     return UNet(size=shape[1], channels=shape[0], classes=classes, **settings)

@@ -226,7 +226,7 @@ def test_all_faults_of_a_recipe_at_once(write: Write) -> None:
     [
         (("distill", "simm"), "did you mean `sim`?"),
         (("distill",), "which method?"),
-        (("distill", "sim", "--teacher", "edm-digit"), "did you mean `edm-digits`?"),
+        (("distill", "sim", "--teacher", "classifier-digits", "--set", "method.sigma_init=-1"), "method.sigma_init"),
         (("train", "--recipe", "train/denoiser/digit"), "did you mean"),
         (("train", "denoiser", "--data", "digit"), "did you mean `digits`?"),
         (("train", "denoiser", "--set", "train.stpes=3"), "did you mean `steps`?"),
@@ -294,6 +294,8 @@ def test_missing_data_and_model_files(write: Write, tmp_path: Path, monkeypatch:
     )
     failure(3, "train", "denoiser", "--data", f"images:{tmp_path / 'no'}", *words)
     failure(3, "sample", "heun", "--model", tmp_path / "no.safetensors", "--out", tmp_path / "s")
+    said = failure(3, "distill", "sim", "--teacher", "edm-digit", "--out", tmp_path / "d")
+    assert "did you mean `edm-digits`?" in said
     (tmp_path / "empty").mkdir()
     assert "holds no pictures" in failure(2, "train", "denoiser", "--data", f"images:{tmp_path / 'empty'}", *words)
     answer("train", "--recipe", write("r.yaml", DENOISER), *words)  # what failed before its first step holds no place

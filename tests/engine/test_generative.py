@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 
 def model(process: Process, classes: int = 0) -> Denoiser:
     """A denoiser of points with random weights."""
+    torch.manual_seed(0)
     net = nets.build(schema.Mlp(name="mlp", width=16, blocks=1), shape=(2,), classes=classes)
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -48,18 +49,19 @@ PROCESSES = pytest.mark.parametrize("process", [VE(), VP(), Cosine(), RectifiedF
 @PROCESSES
 @pytest.mark.parametrize("once", [None, 2.5], ids=["many", "one"])
 def test_sample_k_is_the_same_for_every_n_and_batch(process: Process, once: float | None) -> None:
-    """Up to the rounding of matrix products of other sizes, 1e-6 a call; labels go by k too."""
-    sampler = Sampler(model(process, 3), (2,), (0, 1, 2), CPU, steps=4, sigma_init=once)
+    """Up to the rounding of matrix products of other sizes, which a random network amplifies to 1e-4 over its steps."""
+    denoiser = model(process, 3)
+    sampler = Sampler(denoiser, (2,), (0, 1, 2), CPU, steps=4, sigma_init=once)
     whole = sampler(11, seed=5)
     assert whole.shape == (11, 2)
     assert whole.dtype == torch.float32
     assert whole.isfinite().all()
     for n, batch in ((11, 3), (11, 1), (7, 7), (4, 500)):
-        torch.testing.assert_close(sampler(n, seed=5, batch=batch), whole[:n], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sampler(n, seed=5, batch=batch), whole[:n], rtol=0, atol=1e-3)
     other = sampler(11, seed=6)
-    assert (other - whole).abs().amax(1).min() > 1e-3, "the control: another seed, other samples"
-    unlabelled = Sampler(model(process, 3), (2,), (), CPU, steps=4, sigma_init=once)(11, seed=5)
-    assert (unlabelled - whole).abs().amax(1).min() > 1e-4, "the control: labels matter"
+    assert (other - whole).abs().amax(1).min() > 1e-2, "the control: another seed, other samples"
+    unlabelled = Sampler(denoiser, (2,), (), CPU, steps=4, sigma_init=once)(11, seed=5)
+    assert (unlabelled - whole).abs().amax(1).min() > 1e-2, "the control: labels matter"
 
 
 @pytest.mark.parametrize(("steps", "once", "nfe"), [(1, None, 1), (2, None, 3), (18, None, 35), (18, 2.5, 1)])
@@ -73,7 +75,7 @@ def test_nfe_is_what_the_network_is_asked(steps: int, once: float | None, nfe: i
 
 @PROCESSES
 def test_many_steps_reach_the_law_of_an_exact_denoiser(process: Process) -> None:
-    """N(1, 0.5^2) in two dimensions from its closed-form denoiser: 40 Heun steps end within 4 standard errors, 2000 draws.
+    """N(1, 0.5^2) in two dimensions from its exact denoiser: 40 Heun steps end within 4 standard errors, 2000 draws.
 
     The levels start at 80, where the noise is 80 / 0.5 times the data: what is lost by starting from pure noise, 1 / 80
     of the mean, is below the standard error of 0.011.

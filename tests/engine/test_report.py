@@ -127,7 +127,7 @@ def test_head_recipe_and_environment(folder):
     text = read(folder).text
     for words in (
         "gentk distill sim · edm-digits done One-step generator of 8x8 digits & more After arXiv:2410.16794",
-        "steps 1000 images seen 128\N{NARROW NO-BREAK SPACE}000 time 2 min 08 s time per image 2 ms seed 7",
+        "steps 1000 images seen 128\N{NARROW NO-BREAK SPACE}000 time 2 min 08 s training, per image 2 ms seed 7",
         "generator: {lr: 1e-4}",
         "command gentk distill sim --set 'a=<b>'",
         "host worker-3 device cpu, 2 threads",

@@ -54,6 +54,7 @@ def test_shifted_samples_are_that_far_away() -> None:
     assert figures["fd"] == pytest.approx(400, rel=1e-5)  # float32 data: 10 is added to a relative 6e-8
     assert figures["precision"] == figures["recall"] == 0
     assert figures["nearest"] > 10
+    assert figures["nearest_test"] == quality(TRAIN.x, TRAIN, TEST, identity, k=3)["nearest_test"], "of the data alone"
 
 
 def test_a_collapsed_generator_has_precision_without_recall() -> None:
@@ -92,7 +93,7 @@ def test_moments_are_torch_s() -> None:
 
 
 def test_the_yardstick_is_positive_and_falls_as_one_over_n() -> None:
-    """Halves of N points of one law: the mean squared distance is all bias, c / N; mean and covariance each give a part.
+    """Halves of N points of one law: the mean squared distance is all bias, c / N; means and covariances give parts.
 
     Of means: E |m1 - m2|^2 = D * 2 / (N / 2) = 4 D / N exactly; the covariances add less than as much again for D = 4.
     """

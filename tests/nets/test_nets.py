@@ -23,7 +23,8 @@ DENOISERS = [(UNET, (1, 8, 8)), (UNET, (3, 16, 16)), (MLP, (2,)), (MLP, (5,))]
 
 
 def make(section: Any, shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Module:
-    """A network in eval mode whose every parameter is random: nothing is zero, as an untrained one's output would be."""
+    """A network in eval mode whose every parameter is random: an untrained one's output would be zero."""
+    torch.manual_seed(seed)
     net = nets.build(section, shape=shape, classes=classes)
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -198,6 +199,7 @@ def test_dropout_acts_in_train_mode_alone() -> None:
 @pytest.mark.parametrize("channels", [8, 24, 32, 48, 64, 96, 112])
 def test_attention_sees_every_pixel_and_no_order(channels: int) -> None:
     """Self-attention permutes with its pixels, and each output pixel depends on each input pixel."""
+    torch.manual_seed(0)
     layer = Attention(channels)
     with torch.no_grad():
         nn.init.normal_(layer.proj.weight, std=0.3)

@@ -93,7 +93,11 @@ def test_the_header_holds_what_was_given_and_where_it_is_from(tmp_path: Path) ->
     path = tmp_path / "m.safetensors"
     net = save(path, "generator", metrics={"fd": 1.5}, recipe="task: distill\n", seed=7)
     read = read_header(path)
-    given = json.loads(json.dumps(header("generator"))) | {"metrics": {"fd": 1.5}, "recipe": "task: distill\n", "seed": 7}
+    given = json.loads(json.dumps(header("generator"))) | {
+        "metrics": {"fd": 1.5},
+        "recipe": "task: distill\n",
+        "seed": 7,
+    }
     own = {
         "format": FORMAT,
         "gentk_version": __version__,
@@ -105,7 +109,7 @@ def test_the_header_holds_what_was_given_and_where_it_is_from(tmp_path: Path) ->
 
 
 def test_the_file_is_plain_safetensors_in_plain_order(tmp_path: Path) -> None:
-    """Any reader gets the tensors by name; channels-last weights are written in the usual order, whatever the layout."""
+    """Any reader gets the tensors by name; channels-last weights are written in the usual order."""
     net = save(tmp_path / "plain.safetensors", "denoiser")
     weights.save(tmp_path / "last.safetensors", models.fast_layout(net), header("denoiser"))
     assert (tmp_path / "last.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
@@ -188,7 +192,7 @@ def test_a_damaged_file_names_itself(tmp_path: Path, damage: str) -> None:
                 "text": b"version https://git-lfs.github.com/spec/v1\n",
             }[damage]
         )
-    with pytest.raises(GentkError, match="m.safetensors: ") as failure:
+    with pytest.raises(GentkError, match=r"m\.safetensors: ") as failure:
         load(path)
     assert failure.value.hint
 

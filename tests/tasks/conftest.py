@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.tasks.toys import VE, write_teacher
 
 
 @pytest.fixture
@@ -14,3 +17,9 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    """A class-conditional denoiser of points with random weights."""
+    return str(write_teacher(tmp_path / "teacher.safetensors", process=VE, classes=3))

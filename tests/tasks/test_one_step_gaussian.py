@@ -91,8 +91,8 @@ def test_the_exact_fake_score_is_where_its_phase_stands_still(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_generator_stands_still_at_the_teacher_s_law(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Generator, fake score and teacher all of one law: no gradient at all. Under T8 the fitted fake score is `Coupled`,
-    differs from the teacher, and drives the generator away from its target."""
+    """Generator, fake score and teacher all of one law: no gradient at all. Under T8 the fitted fake score is
+    `Coupled`, differs from the teacher, and drives the generator away from its target."""
     method = core(monkeypatch, name)
     set_law(method.nets["generator"], MEAN, STD)
     assert gradients(method, "generator", rounds=2).abs().max() < 1e-12
@@ -113,7 +113,7 @@ def test_coupled_is_what_the_mutant_s_fake_score_learns(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["sim-pseudo-huber", "sim-l2", "sim-l2-norm", "sim-smooth-l1"])
 def test_the_identity_behind_the_loss(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """E[f(x_t) . (D_psi - x0)] = 0 for any field f when the fake score is fitted: the loss is 0 in the mean, anywhere."""
+    """E[f(x_t) . (D_psi - x0)] = 0 for any field f and a fitted fake score: the loss is 0 in the mean, anywhere."""
     method = core(monkeypatch, name)
     set_fake(method.nets["fake"], *law(method.nets["generator"]))
 
@@ -204,8 +204,10 @@ LONG: dict[str, int] = {"steps": 300, "batch": 256, "half_life": 5000, "log_ever
 @pytest.mark.parametrize(
     ("name", "process"), [*zip(METHODS, itertools.repeat(VE)), ("sim-pseudo-huber", FLOW)], ids=lambda v: str(v)[:16]
 )
-def test_reaches_the_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, process: dict[str, Any]) -> None:
-    """From a quarter of the target's spread to KL < 0.01, the bound of our notes; the broken losses end at 0.06 or more.
+def test_reaches_the_target(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, process: dict[str, Any]
+) -> None:
+    """From a quarter of the target's spread to KL < 0.01, the bound of our notes; broken losses end at 0.06 or more.
 
     KL < 0.01 holds each standard deviation within 10 % (ratio r: (r^2 - 1 - 2 ln r) / 2 = r - 1 squared) and each mean
     within 0.14 of one. The samples that the average draws have these moments: 4 standard errors of 4096 draws.

@@ -55,6 +55,7 @@ def write_teacher(
     kind = schema.UNet if net.get("name") == "unet" else schema.Mlp
     section = kind(**({"name": "mlp", "width": 16, "blocks": 1} | net))
     shape = (1, 8, 8) if kind is schema.UNet else (2,)
+    torch.manual_seed(seed)
     network = nets.build(section, shape=shape, classes=classes)
     randomise(network, seed)
     header = {
@@ -81,8 +82,8 @@ def randomise(net: nn.Module, seed: int, scale: float = 0.3) -> None:
 class Gauss(nn.Module):
     """The exact denoiser of N(mean, diag std^2) as a network that predicts x0: `mean` and ln std are its parameters.
 
-    `Denoiser` hands over x_t / n = x_hat / sqrt(sd^2 + s^2) and ln(s) / 4. Called once at s_init with noise s_init z it
-    is a generator of N(mean k, diag(std^2 k)...): see `law`.
+    `Denoiser` hands over x_t / n = x_hat / sqrt(sd^2 + s^2) and ln(s) / 4. Called once at s_init it is a generator of
+    another Gaussian: see `law`.
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gentk import data
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
+from gentk.errors import RecipeError
 from gentk.losses.divergence import weight
 from gentk.losses.matching import edm
 from gentk.processes import times
@@ -53,6 +54,9 @@ class OneStep:
         self.teacher: Denoiser = self.model.net
         self.process = self.teacher.process
         self.cycle = tuple(range(self.model.classes))
+        largest = float(ratio(self.process, torch.tensor(self.process.t_max, dtype=torch.float64)))
+        if self.config.sigma_init > largest:
+            raise RecipeError(f"method.sigma_init: {self.config.sigma_init:g} is beyond the teacher's {largest:g}")
         # both start from the teacher's weights: the paper's initialisation
         self.nets = {name: self._copy() for name in ("fake", "generator")}
         self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
@@ -63,6 +67,10 @@ class OneStep:
         if recipe.measure is not None:
             reference = recipe.reference or Data(name=self.model.header["data"]["name"])
             train, test = data.load(reference, "train"), data.load(reference, "test")
+            if train.shape != self.model.shape:
+                raise RecipeError(
+                    f"reference: `{reference.name}` has samples of shape {train.shape}, the teacher makes {self.model.shape}"
+                )
             self.judge = Judge(recipe.measure, train, test, where)
 
     def _copy(self) -> Denoiser:
@@ -141,9 +149,12 @@ class OneStep:
 
 
 def _gaps(s: Tensor, delta: Tensor) -> Metrics:
-    """Mean |delta|^2 / d, all and by noise level: a signed loss says nothing, this falls as the student nears."""
+    """Mean |delta|^2 / d, all and by noise level: a signed loss says nothing, this falls as the student nears.
+
+    A level that the batch does not hold gives NaN, which the log leaves out.
+    """
     gap = delta.square().flatten(1).mean(1)
     low, high = _BUCKETS
     parts = {"gap_low": s < low, "gap_mid": (s >= low) & (s < high), "gap_high": s >= high}
-    means = {name: (gap * mask).sum() / mask.sum().clamp(min=1) for name, mask in parts.items()}
+    means = {name: (gap * mask).sum() / mask.sum() for name, mask in parts.items()}
     return {"gap": gap.mean(), **means}

@@ -24,27 +24,35 @@ def execute(job: Job) -> Outcome:
     """Measures and writes the figures of a job. Raises GentkError for what the user can mend."""
     recipe, where = job.recipe, precision.device(job.device)
     if job.dry_run:
+        _prepare(recipe, where)
         return Outcome(
             "planned", answer=f"{recipe.method.name} of {recipe.samples} against {recipe.reference.name}, in {job.out}"
         )
     with Run(job) as run:
         if run.done is not None:
             return run.outcome()
-        train, test = data.load(recipe.reference, "train"), data.load(recipe.reference, "test")
-        judge = Judge(recipe.method.measure, train, test, where)
-        drawn = _stored(recipe.samples)
-        if drawn is not None:
-            if tuple(drawn.shape[1:]) != train.shape:
-                have = tuple(drawn.shape[1:])
-                raise RecipeError(
-                    f"{recipe.samples}: samples have shape {have}, `{recipe.reference.name}` has {train.shape}"
-                )
-            figures = quality(drawn, train, test, judge.extract, k=recipe.method.k) | {"n": float(len(drawn))}
+        judge, source = _prepare(recipe, where)
+        if isinstance(source, Tensor):
+            figures = quality(source, judge.train, judge.test, judge.extract, k=recipe.method.k)
+            figures["n"] = float(len(source))
         else:
-            figures = judge(_sampler(recipe, train.shape, where), recipe.seed) | {"n": float(recipe.method.n)}
-        figures["fd_halves"] = halves(train, test, judge.extract)
+            figures = judge(source, recipe.seed) | {"n": float(recipe.method.n)}
+        figures["fd_halves"] = halves(judge.train, judge.test, judge.extract)
         run.update(metrics=figures)
     return run.outcome()
+
+
+def _prepare(recipe: Any, where: torch.device) -> tuple[Judge, Tensor | Sampler]:
+    """What measures, and what is measured: samples from disk, or the sampler that will draw them."""
+    train, test = data.load(recipe.reference, "train"), data.load(recipe.reference, "test")
+    judge = Judge(recipe.method.measure, train, test, where)
+    drawn = _stored(recipe.samples)
+    if drawn is None:
+        return judge, _sampler(recipe, train.shape, where)
+    if tuple(drawn.shape[1:]) != train.shape:
+        have = tuple(drawn.shape[1:])
+        raise RecipeError(f"{recipe.samples}: samples have shape {have}, `{recipe.reference.name}` has {train.shape}")
+    return judge, drawn
 
 
 def _sampler(recipe: Any, shape: tuple[int, ...], where: torch.device) -> Sampler:
