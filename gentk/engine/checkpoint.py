@@ -91,7 +91,9 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
             f"{final}: checkpoint cannot be written: {cause.strerror or cause}; {stands}",
             hint="free disk space, then run the same command again",
         ) from e
-    for old in steps(folder)[:-keep]:
+    found = steps(folder)
+    newest = [s for s in found if s <= step][-keep:]
+    for old in (s for s in found if s not in newest):  # those beyond `step` are damaged, else the run stood there
         doomed = (folder / f"{old:08d}").rename(folder / f".{old:08d}.tmp")  # a kill in here leaves no half checkpoint
         shutil.rmtree(doomed, ignore_errors=True)
     return final

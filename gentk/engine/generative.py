@@ -14,6 +14,7 @@ from torch import Tensor
 from gentk.data import DataSet, to_uint8
 from gentk.engine import pictures
 from gentk.engine.draw import draw
+from gentk.errors import RecipeError
 from gentk.metrics.features import Extractor, extractor
 from gentk.metrics.frechet import Moments, frechet
 from gentk.metrics.quality import all_of, moments, quality
@@ -77,6 +78,9 @@ class Judge:
     """Measures samplers against one data set in one feature space."""
 
     def __init__(self, section: Measure, train: DataSet, test: DataSet, where: torch.device) -> None:
+        fewest = min(section.n, len(train))
+        if section.k >= fewest or section.n < 2:  # said before the training that would end in it
+            raise RecipeError(f"measure.k: {section.k} neighbours need more than {fewest} samples; raise measure.n")
         self.section, self.train, self.test = section, train, test
         self.extract: Extractor = extractor(section.features, shape=train.shape, where=where)
 

@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,13 +33,13 @@ class State:
     averaged: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
     step: int = 0
-    skipped: int = 0  # updates skipped in a row
+    skipped: dict[str, int] = field(default_factory=dict)  # updates skipped in a row, by phase
 
     def pack(self) -> dict[str, Any]:
         """Plain containers of tensors, for torch.load(weights_only=True)."""
         return {
             "step": self.step,
-            "skipped": self.skipped,
+            "skipped": dict(self.skipped),
             "nets": {k: v.state_dict() for k, v in self.nets.items()},
             "averaged": {k: v.state_dict() for k, v in self.averaged.items()},
             "optimisers": {k: v.state_dict() for k, v in self.optimisers.items()},
@@ -55,7 +55,7 @@ class State:
             raise RunFailed(
                 f"the checkpoint does not fit the networks of the recipe: {e}", hint="--fresh starts again"
             ) from e
-        self.step, self.skipped = packed["step"], packed["skipped"]
+        self.step, self.skipped = packed["step"], dict(packed["skipped"])
 
 
 def start(method: Trainable) -> State:
@@ -83,7 +83,9 @@ class _Means:
             self.counts[name] = self.counts.get(name, zero) + seen
 
     def take(self) -> dict[str, float]:
-        means = {name: float(total) / float(self.counts[name]) for name, total in self.sums.items() if self.counts[name]}
+        means = {
+            name: float(total) / float(self.counts[name]) for name, total in self.sums.items() if self.counts[name]
+        }
         self.sums, self.counts = {}, {}
         return means
 
@@ -121,12 +123,14 @@ def _update(
         norms[name] = nn.utils.clip_grad_norm_(net.parameters(), math.inf if clip is None else clip)
     if not bool(torch.isfinite(total + sum(norms.values()))):
         bad = "loss" if not bool(torch.isfinite(total)) else "gradient"
-        state.skipped += 1
-        if train.nan == "stop" or state.skipped > _LARGEST_SKIP:
+        state.skipped[phase.name] = state.skipped.get(phase.name, 0) + 1
+        for name in phase.nets:
+            state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
+        if train.nan == "stop" or state.skipped[phase.name] > _LARGEST_SKIP:
             raise NotFinite(f"step {state.step}, phase `{phase.name}`: the {bad} is not finite")
         means.add({f"{phase.name}/skipped": torch.ones(())})
         return
-    state.skipped = 0
+    state.skipped[phase.name] = 0
     for name in phase.nets:
         for group in state.optimisers[name].param_groups:
             group["lr"] = optim.learning_rate(method.optim[name], state.step, train.steps)
@@ -166,7 +170,7 @@ def fit(
         compiled(method.nets)
     means, mark = _Means(), (time.monotonic(), state.step)
     with Progress(train.steps, train.batch, start=state.step, quiet=run.job.quiet) as progress:
-        if state.step == 0:
+        if state.step == 0 and train.sample_every:
             _preview(method, state, run, train)
         while state.step < train.steps:
             try:
@@ -189,7 +193,7 @@ def fit(
                 progress.update(state.step, values)
             else:
                 progress.update(state.step, {})
-            if train.sample_every and (state.step % train.sample_every == 0 or last):
+            if last or (train.sample_every and state.step % train.sample_every == 0):
                 begun = time.monotonic()
                 _preview(method, state, run, train)
                 mark = (mark[0] + time.monotonic() - begun, mark[1])  # pictures do not count as training time

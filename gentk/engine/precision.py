@@ -12,7 +12,13 @@ from gentk.errors import RecipeError
 
 
 def device(name: str) -> torch.device:
-    """The torch device of `--device auto|cpu|cuda`. Raises RecipeError when CUDA is asked for and absent."""
+    """The torch device of `--device auto|cpu|cuda`. Raises RecipeError when CUDA is asked for and absent.
+
+    On CUDA, fp32 means fp32: TF32 is turned off, as in EDM, SiD and Diff-Instruct, and cuDNN takes deterministic
+    kernels, so that a resumed run can repeat an uninterrupted one.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -11,7 +11,7 @@ import torch
 from gentk.engine import loop, pictures, precision, report
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
-from gentk.engine.stop import listening
+from gentk.engine.stop import StopRequest, listening
 from gentk.errors import GentkError, RecipeError, RunFailed
 from gentk.nets import weights
 from gentk.recipe.explain import dump
@@ -32,42 +32,44 @@ def execute(job: Job, build: Build) -> Outcome:
     if job.dry_run:
         return _plan(job, build(job.recipe, precision.device(job.device)))
     run = Run(job)
-    try:
-        with run:
-            if run.done is None:
-                _work(run, build)
-    finally:
-        if run.info:
-            _report(run)
+    with listening() as stop:
+        stop.anywhere = True  # but for the loop: whatever else is interrupted can be done again
+        try:
+            with run:
+                if run.done is None:
+                    _work(run, build, stop)
+        finally:
+            stop.anywhere = False  # the end is on its way: a signal now must not lose it
+            if run.info or (run.done and not (run.folder / "report.html").exists()):
+                _report(run)
     return run.outcome()
 
 
-def _work(run: Run, build: Build) -> None:
+def _work(run: Run, build: Build, stop: StopRequest) -> None:
     job = run.job
     where = precision.device(job.device)
-    run.update(
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    )
-    with listening() as stop:
-        try:
-            method = build(job.recipe, where)
-            state = loop.fit(
-                method,
-                train=job.recipe.train,
-                average=job.recipe.ema,
-                seed=job.recipe.seed,
-                where=where,
-                run=run,
-                stop=stop,
-            )
-            stop.anywhere = True  # the last checkpoint stands: what follows can be done again
-            if stop.signal is not None:
-                stop.stop()
-            result = method.finish(state.averaged)
-        except torch.OutOfMemoryError as e:
-            raise RunFailed(
-                "out of device memory", hint="lower train.batch, raise train.accumulate, or --set train.precision=bf16"
-            ) from e
+    device = torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    run.update(device=device)
+    try:
+        method = build(job.recipe, where)
+        stop.anywhere = False
+        state = loop.fit(
+            method,
+            train=job.recipe.train,
+            average=job.recipe.ema,
+            seed=job.recipe.seed,
+            where=where,
+            run=run,
+            stop=stop,
+        )
+        stop.anywhere = True  # the last checkpoint stands
+        if stop.signal is not None:
+            stop.stop()
+        result = method.finish(state.averaged)
+    except torch.OutOfMemoryError as e:
+        raise RunFailed(
+            "out of device memory", hint="lower train.batch, raise train.accumulate, or --set train.precision=bf16"
+        ) from e
     for name, picture in result.pictures.items():
         pictures.save(picture, run.folder / "samples" / f"{name}.png")
     for name, export in result.exports.items():

@@ -46,7 +46,7 @@ class Head(Section):
     default: bool = Field(False, description="whether the bare `gentk TASK METHOD` runs this recipe")
     needs: Needs = Field(Needs(), description="files that must be present")
     expect: dict[str, Expect] = Field({}, description="figures by name, as `--json` reports them")
-    seed: NonNegativeInt = Field(0, description="every random number of the run derives from it")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="every random number of the run derives from it")
 
 
 class Data(Section):

@@ -82,6 +82,14 @@ def test_a_damaged_checkpoint_is_replaced_when_the_run_gets_there_again(tmp_path
     assert latest(tmp_path) == (20, [])
 
 
+def test_pruning_never_counts_a_damaged_newer_one(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, state(step), keep=2)
+    (tmp_path / "00000020" / "state.pt").write_bytes(b"")
+    checkpoint.save(tmp_path, 12, state(12), keep=1)  # resumed from 10, stopped on request at 12
+    assert latest(tmp_path) == (12, [])
+
+
 def test_leftovers_of_a_killed_save_are_cleared(tmp_path: Path) -> None:
     (tmp_path / ".00000010.123.tmp").mkdir()
     checkpoint.save(tmp_path, 20, state(20), keep=2)

@@ -141,8 +141,9 @@ def test_the_metrics_of_a_resumed_run_have_every_step_once(tmp_path: Path) -> No
     for newer in (8, 12):
         (tmp_path / "checkpoints" / f"{newer:08d}" / "meta.json").unlink()
     fit(tmp_path, steps=12, checkpoint_every=4, log_every=3)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [s for s in steps if s] == [3, 6, 9, 12]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "a/loss" in row] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows if "eval/weight" in row] == [12]
 
 
 def test_nan_stops_with_the_phase_named_and_the_state_kept(tmp_path: Path) -> None:
@@ -170,6 +171,31 @@ def test_skipping_gives_up_when_nothing_is_learned(tmp_path: Path) -> None:
     method.data.x[:] = math.inf
     with pytest.raises(RunFailed, match="not finite"):
         fit(tmp_path, method, steps=40, nan="skip")
+
+
+def test_skipping_gives_up_when_one_phase_of_two_learns_nothing(tmp_path: Path) -> None:
+    """The other phase's good updates must not hide it: a dead generator beside a healthy fake score."""
+    seen = []
+
+    class Half(Tiny):
+        def _a(self, batch, gen):  # type: ignore[no-untyped-def]
+            return self.nets["a"](batch.x).sum() * math.nan, {}
+
+        def _b(self, batch, gen):  # type: ignore[no-untyped-def]
+            seen.append(all(p.grad is None for p in self.nets["a"].parameters()))
+            return super()._b(batch, gen)
+
+    with pytest.raises(RunFailed, match="phase `a`"):
+        fit(tmp_path, Half(), steps=100, nan="skip")
+    assert len(seen) == 20
+    assert all(seen), "a skipped update left its gradients behind"
+
+
+def test_pictures_at_the_end_only_unless_asked_for(tmp_path: Path) -> None:
+    for every, expected in ((0, [6]), (2, [0, 2, 4, 6])):
+        fit(tmp_path / str(every), steps=6, sample_every=every)
+        rows = map(json.loads, (tmp_path / str(every) / "metrics.jsonl").read_text().splitlines())
+        assert [row["step"] for row in rows if "eval/weight" in row] == expected
 
 
 def test_a_gradient_that_is_not_finite_is_caught_too(tmp_path: Path) -> None:

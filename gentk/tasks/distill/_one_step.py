@@ -69,7 +69,8 @@ class OneStep:
             train, test = data.load(reference, "train"), data.load(reference, "test")
             if train.shape != self.model.shape:
                 raise RecipeError(
-                    f"reference: `{reference.name}` has samples of shape {train.shape}, the teacher makes {self.model.shape}"
+                    f"reference: `{reference.name}` has samples of shape {train.shape}, "
+                    f"the teacher makes {self.model.shape}"
                 )
             self.judge = Judge(recipe.measure, train, test, where)
 
