@@ -36,7 +36,7 @@ class MissingAsset(GentkError):
 
 
 class Stopped(GentkError):
-    """Stopped on request with a checkpoint written: the same command goes on from there."""
+    """Stopped on request: the same command finishes the work, from the last checkpoint where there are any."""
 
     code = 75
 

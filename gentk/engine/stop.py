@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint, the second Ctrl-C stops at once."""
+"""Stopping on request: SIGTERM, SIGUSR1 and the first Ctrl-C ask for a whole state, the second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class StopRequest:
 
     def stop(self) -> None:
         """Raises Stopped, naming the signal."""
-        raise Stopped(
-            f"stopped by {self.signal}; all work up to the last step is saved", hint="run the same command to go on"
-        )
+        raise Stopped(f"stopped by {self.signal}; what is saved is whole", hint="run the same command to finish")
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler."""

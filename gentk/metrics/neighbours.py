@@ -1,9 +1,9 @@
 """Nearest-neighbour measures: precision and recall of a generator, and distances to the training set.
 
 All distances are Euclidean, in float64, by |a|^2 + |b|^2 - 2ab around the common centre: one matrix product, faster
-than differences. What that form cannot tell from 0, pairs nearer than a millionth of their distance to the centre, is 0:
-equal points are at distance 0 exactly, and ties under the <= rule do not depend on rounding. Work is done in blocks of
-bounded memory.
+than differences. What that form cannot tell from 0, pairs nearer than a millionth of their distance to the centre, is
+0: equal points are at distance 0 exactly, and ties under the <= rule do not depend on rounding. Work is done in blocks
+of bounded memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Models by name, run or file: a safetensors file and its header become a network that can be called.
 
 A header says `kind` (denoiser | generator | classifier), `net`, `data` (name, shape, classes) and, but for classifiers,
-`process`, `predicts` and `sigma_data`; a one-step generator is a denoiser that is called once at `sigma_init`.
+`process`, `predicts` and `sigma_data`; a one-step generator is a denoiser that is called once at `sigma_init`. Where it
+is known, `data` also holds the recipe's `section` and a denoiser's header its `label_dropout`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class Model:
     def classes(self) -> int:
         """Number of classes; 0 for an unconditional model."""
         return int(self.header["data"]["classes"])
+
+    @property
+    def data(self) -> schema.Data:
+        """The section of the data it learned from; where the header has none, the data set's name with defaults."""
+        data = self.header["data"]
+        section: schema.Data = _section(
+            schema.Data, data.get("section", {"name": data["name"]}), f"`{self.name}`: header: data"
+        )
+        return section
 
 
 def _section(kind: Any, value: Any, place: str) -> Any:

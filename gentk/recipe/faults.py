@@ -97,6 +97,8 @@ def _wanted(error: dict[str, Any]) -> str | None:
             return f"less than {context['lt']:g}"
         case "less_than_equal":
             return f"at most {context['le']:g}"
+        case "too_short":
+            return f"a list of at least {context['min_length']} value{'s' if context['min_length'] > 1 else ''}"
         case "too_long":
             return f"a list of at most {context['max_length']} values"
     return None

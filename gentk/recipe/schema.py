@@ -6,12 +6,22 @@ is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a metho
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Warp = Annotated[float, Field(ge=1)]  # below 1, rho would crowd the grid at the noisy end
 
 
 class Section(BaseModel):
@@ -96,6 +106,12 @@ class VE(Section):
     sigma_min: PositiveFloat = Field(0.002, description="smallest noise level used")
     sigma_max: PositiveFloat = Field(80.0, description="largest noise level used")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max: {self.sigma_max:g}")
+        return self
+
 
 class VP(Section):
     """Variance preserving with linear beta(t) on t in [0, 1] (Song et al. 2021)."""
@@ -140,8 +156,14 @@ class KarrasUniform(Section):
     name: Literal["karras"]
     sigma_min: PositiveFloat = Field(0.002, description="smallest noise level")
     sigma_max: PositiveFloat = Field(80.0, description="noise level at the end of the grid")
-    rho: PositiveFloat = Field(7.0, description="warp of the grid")
+    rho: Warp = Field(7.0, description="warp of the grid")
     t_max: Annotated[float, Field(gt=0, le=1000)] = Field(800.0, description="part of the grid used, in thousandths")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max: {self.sigma_max:g}")
+        return self
 
 
 class UniformTime(Section):

@@ -31,7 +31,6 @@ from gentk.processes import times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import fast_layout, load
 from gentk.processes.process import expand, ratio
-from gentk.recipe.schema import Data
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x0, d_teacher, d_fake), each (B, ...) -> (B,): the generator's loss before weighting."""
@@ -65,7 +64,7 @@ class OneStep:
         self.judge: Judge | None = None
         self._teacher_shown: Tensor | None = None
         if recipe.measure is not None:
-            reference = recipe.reference or Data(name=self.model.header["data"]["name"])
+            reference = recipe.reference or self.model.data
             train, test = data.load(reference, "train"), data.load(reference, "test")
             if train.shape != self.model.shape:
                 raise RecipeError(

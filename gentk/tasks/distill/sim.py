@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from gentk.recipe.schema import Fraction, KarrasUniform, LogNormal, Section, Times
 
@@ -38,6 +38,12 @@ class Config(Section):
     dropout: Fraction = Field(
         0.0, description="dropout in generator and fake score while they learn; the teacher has none"
     )
+
+    @model_validator(mode="after")
+    def _smooth(self) -> Self:
+        if self.distance == "smooth-l1" and self.c == 0:
+            raise ValueError("distance `smooth-l1` with c = 0 has a wrong gradient: set c > 0, or `auto`")
+        return self
 
 
 def build(recipe: Any, where: torch.device) -> Trainable:

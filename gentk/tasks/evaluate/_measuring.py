@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor
 
 from gentk import data
-from gentk.engine import precision
+from gentk.engine import inputs, precision
 from gentk.engine.generative import Judge, Sampler
-from gentk.engine.run import Job, Outcome, Run
+from gentk.engine.run import Job, Outcome, Run, read_info
+from gentk.engine.stop import listening
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.metrics.quality import halves, quality
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout, load
 from gentk.recipe.schema import Data
+from gentk.recipe.store import model_path
 
 
 def execute(job: Job) -> Outcome:
@@ -28,25 +32,34 @@ def execute(job: Job) -> Outcome:
         return Outcome(
             "planned", answer=f"{recipe.method.name} of {recipe.samples} against {recipe.reference.name}, in {job.out}"
         )
-    with Run(job) as run:
-        if run.done is not None:
-            return run.outcome()
-        judge, source = _prepare(recipe, where)
-        if isinstance(source, Tensor):
-            figures = quality(source, judge.train, judge.test, judge.extract, k=recipe.method.k)
-            figures["n"] = float(len(source))
-        else:
-            figures = judge(source, recipe.seed) | {"n": float(recipe.method.n)}
-        figures["fd_halves"] = halves(judge.train, judge.test, judge.extract)
-        run.update(metrics=figures)
+    files, features = {recipe.samples: _located(recipe.samples)}, recipe.method.features
+    if features != "identity":
+        files[features] = model_path(features)
+    made_from = inputs.digests(files)
+    with Run(inputs.renewed(job, made_from)) as run:
+        if run.done is None:
+            run.update(inputs=made_from)
+            with listening() as stop:
+                stop.anywhere = True  # nothing is kept before the end: it can be done again
+                run.update(metrics=_figures(recipe, where))
     return run.outcome()
+
+
+def _figures(recipe: Any, where: torch.device) -> dict[str, float]:
+    judge, source = _prepare(recipe, where)
+    if isinstance(source, Tensor):
+        figures = quality(source, judge.train, judge.test, judge.extract, k=recipe.method.k)
+        figures["n"] = float(len(source))
+    else:
+        figures = judge(source, recipe.seed) | {"n": float(recipe.method.n)}
+    return figures | {"fd_halves": halves(judge.train, judge.test, judge.extract)}
 
 
 def _prepare(recipe: Any, where: torch.device) -> tuple[Judge, Tensor | Sampler]:
     """What measures, and what is measured: samples from disk, or the sampler that will draw them."""
     train, test = data.load(recipe.reference, "train"), data.load(recipe.reference, "test")
     judge = Judge(recipe.method.measure, train, test, where)
-    drawn = _stored(recipe.samples)
+    drawn = _stored(_located(recipe.samples))
     if drawn is None:
         return judge, _sampler(recipe, train.shape, where)
     if tuple(drawn.shape[1:]) != train.shape:
@@ -67,28 +80,53 @@ def _sampler(recipe: Any, shape: tuple[int, ...], where: torch.device) -> Sample
     return Sampler(model.net, shape, cycle, where, recipe.method.steps, once)
 
 
-def _stored(ref: str) -> Tensor | None:
-    """Samples that lie on disk, as the data sets give them; None when `ref` names a model."""
+def _located(ref: str) -> Path:
+    """What `ref` means: an .npz file, a folder of pictures, or the weights of a model."""
     path = Path(ref)
     if path.is_dir() and (path / "samples.npz").is_file():
-        path = path / "samples.npz"
+        return path / "samples.npz"
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise MissingAsset(f"{path}: no such file", hint="gentk sample writes samples.npz into its run folder")
+        return path
+    info = read_info(path)
+    if info is not None and info.get("task") == "sample":
+        raise MissingAsset(
+            f"{path}: a sample run without samples.npz", hint="sample again with npz among `save`, to the end"
+        )
+    if path.is_dir() and not (path / "export").is_dir() and info is None:
+        return path
+    return model_path(ref)
+
+
+def _stored(path: Path) -> Tensor | None:
+    """Samples that lie on disk, as the data sets give them; None when `path` is a model."""
     if path.suffix == ".npz":
         return _from_npz(path)
-    if path.is_dir() and not (path / "export").is_dir() and not (path / "run.json").is_file():
+    if path.is_dir():
         parts = [data.load(Data(name=f"images:{path}"), split) for split in ("train", "test")]
         return torch.cat([part.batch(torch.arange(len(part)))[0] for part in parts])
     return None
 
 
+# what numpy, zipfile and torch raise for files that are cut off, foreign, encrypted or hold text or objects
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 def _from_npz(path: Path) -> Tensor:
-    if not path.is_file():
-        raise MissingAsset(f"{path}: no such file", hint="gentk sample writes samples.npz into its run folder")
     try:
-        with np.load(path, allow_pickle=False) as f:  # no code of the file runs
-            values = f["samples"]
-    except (OSError, ValueError, KeyError) as e:
-        raise GentkError(f"{path}: not an .npz file with an array `samples`: {e}") from e
-    x = torch.from_numpy(values)
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)  # no code of the file runs
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            with archive:
+                x = torch.from_numpy(archive["samples"])
+    except _UNREADABLE as e:
+        raise GentkError(
+            f"{path}: not an .npz file with an array `samples` of numbers: {e}", hint="gentk sample writes such files"
+        ) from e
+    if len(x.shape) and not len(x):
+        raise GentkError(f"{path}: `samples` is empty")
     if x.dtype == torch.uint8 and x.dim() == 4:
         return x.float() / 127.5 - 1
     if x.dtype in (torch.float32, torch.float64) and x.dim() == 2:

@@ -24,7 +24,9 @@ class Recipe(Head, Generic[M]):
     n: PositiveInt = Field(64, description="how many samples")
     first: NonNegativeInt = Field(0, description="index of the first sample; sample k is the same in every command")
     batch: PositiveInt = Field(500, description="samples per network call; does not change the samples")
-    labels: tuple[NonNegativeInt, ...] | None = Field(None, description="classes to cycle through; null: all of them")
+    labels: tuple[NonNegativeInt, ...] | None = Field(
+        None, min_length=1, description="classes to cycle through; null: all of them"
+    )
     guidance: NonNegativeFloat = Field(1.0, description="classifier-free guidance scale; 1 is none")
     save: tuple[Literal["npz", "png", "grid"], ...] = Field(("npz", "grid"), description="what to write")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from gentk.data import to_uint8
-from gentk.engine import pictures, precision
+from gentk.engine import inputs, pictures, precision
 from gentk.engine.draw import draw, labels
 from gentk.engine.generative import picture
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
+from gentk.engine.stop import listening
 from gentk.errors import RecipeError, RunFailed
 from gentk.processes.denoiser import Denoise, Denoiser
 from gentk.processes.grids import karras, to_times
-from gentk.processes.guidance import guided
+from gentk.processes.guidance import calls, guided
 from gentk.processes.models import Model, fast_layout, load
 from gentk.recipe.registry import method_module
+from gentk.recipe.store import model_path
 
 _IN_GRID = 400  # samples in the picture, at most
 
@@ -43,8 +46,8 @@ def _prepare(recipe: Any, where: torch.device) -> tuple[Model, Denoise, Tensor, 
     if wanted and max(wanted) >= model.classes:
         has = f"classes 0 to {model.classes - 1}" if model.classes else "no classes"
         raise RecipeError(f"labels: {max(wanted)} is outside the model's range: `{recipe.model}` has {has}")
-    if recipe.guidance != 1 and not model.classes:
-        raise RecipeError(f"guidance: `{recipe.model}` is unconditional, there is nothing to guide towards")
+    if recipe.guidance != 1:
+        _check_guidance(model)
     denoiser = model.net
     assert isinstance(denoiser, Denoiser)
     fast_layout(denoiser)
@@ -57,6 +60,18 @@ def _prepare(recipe: Any, where: torch.device) -> tuple[Model, Denoise, Tensor, 
     return model, guided(denoiser, recipe.guidance), to_times(denoiser.process, sigmas), wanted
 
 
+def _check_guidance(model: Model) -> None:
+    """Raises RecipeError for a model that never learned both denoisers between which guidance extrapolates."""
+    if not model.classes:
+        raise RecipeError(f"guidance: `{model.name}` is unconditional, there is nothing to guide towards")
+    if model.header["kind"] == "generator":
+        raise RecipeError(f"guidance: `{model.name}` is a generator, and these are distilled with labels only")
+    if model.header.get("label_dropout") == 0:
+        raise RecipeError(
+            f"guidance: `{model.name}` has always seen its labels", hint="train it with method.label_dropout above 0"
+        )
+
+
 def execute(job: Job) -> Outcome:
     """Draws and writes the samples of a job. Raises GentkError for what the user can mend."""
     recipe, solver = job.recipe, job.recipe.method
@@ -64,41 +79,49 @@ def execute(job: Job) -> Outcome:
     where = precision.device(job.device)
     if job.dry_run:
         model, _, grid, _ = _prepare(recipe, where)
-        nfe = module.NFE(len(grid) - 1)
+        nfe = module.NFE(len(grid) - 1) * calls(recipe.guidance)
         return Outcome("planned", answer=f"{recipe.n} samples of shape {model.shape}, {nfe} NFE each, in {job.out}")
-    with Run(job) as run:
-        if run.done is not None:
-            return run.outcome()
-        model, denoise, grid, wanted = _prepare(recipe, where)
-        assert isinstance(model.net, Denoiser)
-        begun, parts = time.perf_counter(), []
-        batches = draw(
-            denoise,
-            model.net.process,
-            module.solve,
-            grid,
-            shape=model.shape,
-            cycle=wanted,
-            seed=recipe.seed,
-            n=recipe.n,
-            first=recipe.first,
-            batch=recipe.batch,
-            where=where,
-        )
-        with Progress(recipe.n, 1, quiet=job.quiet) as progress:
-            done = 0
-            for part in batches:
-                if not bool(torch.isfinite(part).all()):
-                    raise RunFailed(f"samples {recipe.first + done} and on: not finite", hint="the model has diverged")
-                parts.append(part)
-                done += len(part)
-                progress.update(done, {})
-        seconds = time.perf_counter() - begun
-        samples = torch.cat(parts)
-        _write(run.folder, samples, labels(recipe.first, recipe.n, wanted), recipe)
-        nfe = module.NFE(len(grid) - 1)
-        run.update(metrics={"n": recipe.n, "nfe": nfe, "ms_per_sample": 1000 * seconds / recipe.n}, model=model.name)
+    made_from = inputs.digests({recipe.model: model_path(recipe.model)})
+    with Run(inputs.renewed(job, made_from)) as run:
+        if run.done is None:
+            run.update(inputs=made_from)
+            with listening() as stop:
+                stop.anywhere = True  # nothing is kept before the end: it can be done again
+                _work(run, module, where)
     return run.outcome()
+
+
+def _work(run: Run, module: ModuleType, where: torch.device) -> None:
+    recipe = run.job.recipe
+    model, denoise, grid, wanted = _prepare(recipe, where)
+    assert isinstance(model.net, Denoiser)
+    begun, parts = time.perf_counter(), []
+    batches = draw(
+        denoise,
+        model.net.process,
+        module.solve,
+        grid,
+        shape=model.shape,
+        cycle=wanted,
+        seed=recipe.seed,
+        n=recipe.n,
+        first=recipe.first,
+        batch=recipe.batch,
+        where=where,
+    )
+    with Progress(recipe.n, 1, quiet=run.job.quiet) as progress:
+        done = 0
+        for part in batches:
+            if not bool(torch.isfinite(part).all()):
+                raise RunFailed(f"samples {recipe.first + done} and on: not finite", hint="the model has diverged")
+            parts.append(part)
+            done += len(part)
+            progress.update(done, {})
+    seconds = time.perf_counter() - begun
+    samples = torch.cat(parts)
+    _write(run.folder, samples, labels(recipe.first, recipe.n, wanted), recipe)
+    nfe = module.NFE(len(grid) - 1) * calls(recipe.guidance)
+    run.update(metrics={"n": recipe.n, "nfe": nfe, "ms_per_sample": 1000 * seconds / recipe.n}, model=model.name)
 
 
 def _write(folder: Path, samples: Tensor, y: Tensor | None, recipe: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from gentk.recipe.schema import Section
+from gentk.recipe.schema import Section, Warp
 
 KIND = "denoiser"
 
@@ -18,4 +18,4 @@ class Config(Section):
     steps: PositiveInt = Field(18, description="steps of the grid")
     sigma_min: PositiveFloat = Field(0.002, description="smallest noise level before 0, as a noise-to-signal ratio")
     sigma_max: PositiveFloat = Field(80.0, description="noise level of the start, as a noise-to-signal ratio")
-    rho: PositiveFloat = Field(7.0, description="warp of the grid")
+    rho: Warp = Field(7.0, description="warp of the grid")

@@ -76,7 +76,13 @@ class Denoising:
             "process": config.process.model_dump(mode="json"),
             "predicts": config.predicts,
             "sigma_data": config.sigma_data,
-            "data": {"name": self.data.name, "shape": self.data.shape, "classes": self.data.classes},
+            "label_dropout": config.label_dropout,
+            "data": {
+                "name": self.data.name,
+                "shape": self.data.shape,
+                "classes": self.data.classes,
+                "section": self.recipe.data.model_dump(mode="json"),
+            },
             "licence": "Apache-2.0",
         }
         return Result(figures, exports={"denoiser": Export(sampler.denoiser.net, header)})
