@@ -14,7 +14,7 @@ from gentk.recipe.load import Loaded
 from gentk.recipe.yaml12 import dotted
 
 # What a recipe says about itself; none of it changes what a run computes.
-_CLAIMS = {"about", "default", "expect", "needs", "paper", "size"}
+CLAIMS = {"about", "default", "expect", "needs", "paper", "size"}
 _COLUMN = 44  # comments start here, or two places after a longer value
 
 
@@ -65,7 +65,7 @@ def diff(a: BaseModel, b: BaseModel) -> list[Difference]:
 
 def digest(recipe: BaseModel) -> str:
     """8 hex digits of what the recipe computes: equal recipes share them, and a changed claim or comment keeps them."""
-    computed = recipe.model_dump(exclude=_CLAIMS)
+    computed = recipe.model_dump(exclude=CLAIMS)
     canonical = json.dumps(computed, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 

@@ -161,6 +161,6 @@ def test_build_reads_every_section():
 
 def test_build_refuses_an_empty_range():
     with pytest.raises(RecipeError, match="not below") as fault:
-        build(schema.VE(name="ve", sigma_min=2.0, sigma_max=1.0))
+        build(schema.Cosine(name="cosine", t_min=0.9, t_max=0.5))
     assert fault.value.code == 2
     assert fault.value.hint

@@ -314,11 +314,10 @@ def test_figures_pictures_and_the_exported_generator(teacher: str, tmp_path: Pat
 
 
 def test_a_level_that_the_process_does_not_reach_is_refused_before_training(tmp_path: Path) -> None:
-    """s_init = 2.5 for a teacher that knows levels up to 2: said at the first preview, not after a night."""
+    """s_init = 2.5 for a teacher that knows levels up to 2: said when the method is built, not after a night."""
     path = write_teacher(tmp_path / "t.safetensors", process={"name": "ve", "sigma_max": 2.0})
-    method = build(SIM, teacher=str(path))
-    with pytest.raises(GentkError, match=r"noise level 2\.5 is above 2"):
-        method.preview(loop.start(method).averaged)
+    with pytest.raises(GentkError, match=r"method\.sigma_init: 2\.5 is beyond the teacher's 2"):
+        build(SIM, teacher=str(path))
 
 
 def test_the_recipe_of_the_toys_is_a_recipe() -> None:
