@@ -16,7 +16,7 @@ from gentk.nets.unet import Attention, UNet, frequencies
 from gentk.processes.models import fast_layout
 from gentk.recipe import schema
 
-UNET = schema.UNet(name="unet", width=16, multipliers=(1, 2), attention=(4,), dropout=0.5)
+UNET = schema.UNet(name="unet", width=16, multipliers=(1, 2), attention=(8,), dropout=0.5)
 MLP = schema.Mlp(name="mlp", width=16, blocks=2)
 CNN = schema.SmallCnn(name="small-cnn", width=8, features=12, dropout=0.5)
 DENOISERS = [(UNET, (1, 8, 8)), (UNET, (3, 16, 16)), (MLP, (2,)), (MLP, (5,))]
@@ -255,3 +255,9 @@ def test_a_header_rebuilds_the_network(section: Any, shape: tuple[int, ...]) -> 
         assert not torch.equal(first(*args), second(*args))
         second.load_state_dict(first.state_dict())
         assert torch.equal(first(*args), second(*args))
+
+
+def test_attention_at_a_side_that_no_level_has_is_refused() -> None:
+    section = schema.UNet(name="unet", width=8, multipliers=(1, 2), attention=(16,))
+    with pytest.raises(RecipeError, match=r"no level has a side of 16 pixels; the levels have \[28, 14\]"):
+        nets.build(section, shape=(1, 28, 28), classes=0)
