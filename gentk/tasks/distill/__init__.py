@@ -4,15 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from gentk.recipe.schema import Data, Ema, Head, Measure, Optimiser, Section, Train
+from gentk.recipe.schema import (
+    Data,
+    Ema,
+    Fraction,
+    Head,
+    LogNormal,
+    Measure,
+    Optimiser,
+    Section,
+    Times,
+    Train,
+)
 
 if TYPE_CHECKING:
     from gentk.engine.run import Job, Outcome
 
 M = TypeVar("M", bound=Section)
 SUBJECT = "teacher"
+
+
+class OneStepSettings(Section):
+    """What every one-step method sets alike: fields only, for the methods' `Config` to extend."""
+
+    weight: Literal["const", "sid-l1", "edm", "s2", "s4"] = Field(
+        "const",
+        description="w(sigma) on the generator loss: 1, 1 / mean|x0 - D_q|, EDM's lambda, sigma^-2, sigma^-4",
+    )
+    sigma_init: PositiveFloat = Field(2.5, description="the fixed noise level at which the generator is called")
+    fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
+    noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the fake-score update")
+    dropout: Fraction = Field(
+        0.0, description="dropout in generator and fake score while they learn; the teacher has none"
+    )
 
 
 class Optim(Section):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from gentk.recipe.schema import Fraction, KarrasUniform, LogNormal, Section, Times
+from gentk.recipe.schema import KarrasUniform, Times
+from gentk.tasks.distill import OneStepSettings
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
     import torch
@@ -15,7 +16,7 @@ if TYPE_CHECKING:  # this module must load without torch: recipes are listed and
     from gentk.engine.method import Trainable
 
 
-class Config(Section):
+class Config(OneStepSettings):
     """Settings of SIM; symbols as in the paper."""
 
     name: Literal["sim"]
@@ -28,16 +29,7 @@ class Config(Section):
     path: Literal["frozen", "full"] = Field(
         "frozen", description="sampling law of the divergence: frozen as in the paper, or differentiated as well"
     )
-    weight: Literal["const", "sid-l1", "edm", "s2", "s4"] = Field(
-        "const", description="w(sigma) on the generator loss: 1, 1 / mean|x0 - D_q|, EDM's lambda, sigma^-2, sigma^-4"
-    )
-    sigma_init: PositiveFloat = Field(2.5, description="the fixed noise level at which the generator is called")
-    fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
     noise_generator: Times = Field(KarrasUniform(name="karras"), description="noise levels of the generator update")
-    noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the fake-score update")
-    dropout: Fraction = Field(
-        0.0, description="dropout in generator and fake score while they learn; the teacher has none"
-    )
 
     @model_validator(mode="after")
     def _smooth(self) -> Self:
