@@ -1,7 +1,6 @@
 """`gentk recipes`: what goes to stdout and stderr, exit codes, and that listing stays quick."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -262,29 +261,21 @@ def test_diff_of_equals(add: Add) -> None:
     assert "no differences" in result.stderr
 
 
-def test_listing_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    """0.5 s of processor time is the contract with users; the modules named here are what would break it."""
+def test_listing_many_imports_nothing_heavy(tmp_path: Path) -> None:
+    """These modules are what would make listing slow; tests/test_layers.py times the commands themselves."""
     for i in range(50):
         path = tmp_path / "distill" / "sim" / f"subject{i}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(SIM)
     program = f"""
-import sys, time, pathlib
+import sys, pathlib
 from gentk.recipe import store
 store.root = lambda: pathlib.Path({str(tmp_path)!r})
 from gentk.cli.recipes import app
 app(["list"], standalone_mode=False)
 heavy = {{"torch", "numpy", "matplotlib", "gentk.tasks", "gentk.recipe.schema"}} & set(sys.modules)
-print(time.process_time(), *sorted(heavy))
+print("heavy:", *sorted(heavy))
 """
-    times = []
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
-        )
-        *listed, last = done.stdout.splitlines()
-        assert len(listed) == 51
-        seconds, *heavy = last.split()
-        assert heavy == []
-        times.append(float(seconds))
-    assert min(times) < 0.5, times  # the least of three: the rest is other people's load
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *listed, heavy = done.stdout.splitlines()
+    assert (len(listed), heavy) == (51, "heavy:")
