@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gentk import __version__
-from gentk.cli import console, doctor, models, options, recipes, runs
+from gentk.cli import console, doctor, models, options, recipes, runs, sampling
 from gentk.errors import RecipeError
 from gentk.recipe import registry
 
@@ -45,7 +45,7 @@ def main(
 
 
 def _command(task: str) -> Callable[..., None]:
-    """The function behind `gentk TASK`, with the task's own subject option (and `-n` for `sample`) in its signature."""
+    """The function behind `gentk TASK`, with the task's own options in its signature."""
     subject = registry.subject(task)
 
     def complete(incomplete: str) -> Iterator[str]:
@@ -69,12 +69,14 @@ def _command(task: str) -> Callable[..., None]:
             if device not in ("auto", "cpu", "cuda"):
                 raise RecipeError(f"--device {device}: not one of auto, cpu, cuda")
             given = {"seed": seed, **own}
+            if task == "sample":
+                method = sampling.understood(method, given)
             mode = {None: "auto", True: "resume", False: "fresh"}[resume]
             loaded = _recipe(task, method, recipe, sets or [], {k: v for k, v in given.items() if v is not None})
             _run(task, loaded, out, mode, device=device, quiet=quiet, dry_run=dry_run, json=json)
 
     shared = [p for p in inspect.signature(command).parameters.values() if p.name != "own"]
-    kinds = {subject: options.subject(subject)} | ({"n": options.Count} if task == "sample" else {})
+    kinds = {subject: options.subject(subject)} | (sampling.OPTIONS if task == "sample" else {})
     own = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=v) for k, v in kinds.items()]
     shared[1:] = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shared[1:]]
     command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]

@@ -22,6 +22,13 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Every random number deriv
 Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer with one JSON object.")]
 Count = Annotated[int | None, typer.Option("-n", min=1, help="How many samples.")]
+Seeds = Annotated[
+    str | None, typer.Option(metavar="A-B", help="Samples A to B: sample k is the same in every command.")
+]
+Nfe = Annotated[str | None, typer.Option(metavar="N[,N]...", help="Network evaluations per sample; a list to compare.")]
+Compare = Annotated[
+    str | None, typer.Option(metavar="METHOD,METHOD...", help="Several solvers side by side: one table, one figure.")
+]
 
 _SUBJECTS = {
     "data": "Data set: digits, mnist, points:NAME, images:FOLDER, ...",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gentk.engine import rng
+from gentk.errors import RunFailed
 from gentk.processes.denoiser import Denoise
-from gentk.processes.process import Process
+from gentk.processes.process import Process, ratio
 
 
 def starts(seed: int, first: int, n: int, shape: tuple[int, ...]) -> Tensor:
@@ -23,6 +24,11 @@ def labels(first: int, n: int, cycle: tuple[int, ...]) -> Tensor | None:
     return torch.tensor([cycle[k % len(cycle)] for k in range(first, first + n)]) if cycle else None
 
 
+def batches(first: int, n: int, batch: int) -> list[tuple[int, int]]:
+    """(first sample, count) of every batch of n samples."""
+    return [(start, min(batch, first + n - start)) for start in range(first, first + n, batch)]
+
+
 @torch.no_grad()  # sampling only: the solvers themselves are differentiable
 def draw(
     denoiser: Denoise,
@@ -33,20 +39,45 @@ def draw(
     shape: tuple[int, ...],
     cycle: tuple[int, ...],
     seed: int,
+    first: int,
     n: int,
-    first: int = 0,
-    batch: int = 500,
     where: torch.device,
     **own: Any,
-) -> Iterator[Tensor]:
-    """Yields samples `first` to `first + n` in batches: float32 on the CPU, (<= batch, *shape).
+) -> Tensor:
+    """Samples `first` to `first + n` in one batch: float32 on the CPU (n, *shape), the same in any other batch.
 
     `grid` holds process times and starts at the noisiest; the first state is sigma(grid[0]) times unit noise. `own`
-    goes to the solver.
+    goes to the solver. Raises RunFailed where the denoiser's output is not finite, with the call and its noise level.
     """
-    for start in range(first, first + n, batch):
-        count = min(batch, first + n - start)
-        x = starts(seed, start, count, shape).to(where) * process.sigma(grid[0]).to(where, torch.float32)
-        cond = labels(start, count, cycle)
-        gen = rng.generator(seed, "solver", start, device=where)
-        yield solve(denoiser, process, x, grid, gen, cond=None if cond is None else cond.to(where), **own).float().cpu()
+    x = starts(seed, first, n, shape).to(where) * process.sigma(grid[0]).to(where, torch.float32)
+    cond = labels(first, n, cycle)
+    watch = _Watch(denoiser)
+    noise = rng.streams(seed, first, n, purpose="solver")
+    x = solve(watch, process, x, grid, noise, cond=None if cond is None else cond.to(where), **own)
+    watch.check(process, f"samples {first} to {first + n - 1}")
+    return x.float().cpu()
+
+
+class _Watch:
+    """A denoiser that remembers whether each output was finite, without waiting for a device to say so."""
+
+    def __init__(self, denoiser: Denoise) -> None:
+        self.denoiser = denoiser
+        self.times: list[Tensor] = []
+        self.finite: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        x0 = self.denoiser(x, t, cond)
+        self.times.append(t)
+        self.finite.append(torch.isfinite(x0).all())
+        return x0
+
+    def check(self, process: Process, what: str) -> None:
+        finite = torch.stack(self.finite).tolist()
+        if not all(finite):
+            k = finite.index(False)
+            s = float(ratio(process, self.times[k].double()))
+            raise RunFailed(
+                f"{what}: the model's output is not finite at call {k + 1} of {len(finite)}, noise level {s:.4g}",
+                hint="the model has diverged, or is asked outside of what it has learned",
+            )

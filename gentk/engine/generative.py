@@ -13,17 +13,15 @@ from torch import Tensor
 
 from gentk.data import DataSet, to_uint8
 from gentk.engine import pictures
-from gentk.engine.draw import draw
+from gentk.engine.draw import batches, draw
 from gentk.errors import RecipeError
 from gentk.metrics.features import Extractor, extractor
 from gentk.metrics.frechet import Moments, frechet
 from gentk.metrics.quality import all_of, moments, quality
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.grids import karras, to_times
-from gentk.recipe.schema import Measure
-from gentk.solvers import heun, one_step
-
-SIGMAS, RHO = (0.002, 80.0), 7.0  # EDM's grid, used for every many-step figure, within what the process allows
+from gentk.processes.grids import build, to_times
+from gentk.recipe.schema import KarrasGrid, Measure
+from gentk.solvers import evaluations, heun, one_step
 
 
 @dataclass(frozen=True)
@@ -40,33 +38,34 @@ class Sampler:
     @property
     def nfe(self) -> int:
         """Network evaluations per sample."""
-        return 1 if self.sigma_init is not None else heun.NFE(self.steps)
+        return 1 if self.sigma_init is not None else evaluations(heun.solve, self.denoiser.process, self._grid)
 
     def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
         """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
+        parts = [
+            draw(
+                self.denoiser,
+                self.denoiser.process,
+                one_step.solve if self.sigma_init is not None else heun.solve,
+                self._grid,
+                shape=self.shape,
+                cycle=self.cycle,
+                seed=seed,
+                first=start,
+                n=count,
+                where=self.where,
+            )
+            for start, count in batches(0, n, batch)
+        ]
+        return torch.cat(parts)
+
+    @cached_property
+    def _grid(self) -> Tensor:
+        """EDM's grid within what the process allows, used for every many-step figure; or the one level and 0."""
         process = self.denoiser.process
         if self.sigma_init is not None:
-            solve, sigmas = one_step.solve, torch.tensor([self.sigma_init, 0.0], dtype=torch.float64)
-        else:
-            low, high = (float(process.sigma(t) / process.alpha(t)) for t in _ends(process.t_min, process.t_max))
-            solve, sigmas = heun.solve, karras(self.steps, max(low, SIGMAS[0]), min(high, SIGMAS[1]), RHO)
-        parts = draw(
-            self.denoiser,
-            process,
-            solve,
-            to_times(process, sigmas),
-            shape=self.shape,
-            cycle=self.cycle,
-            seed=seed,
-            n=n,
-            batch=batch,
-            where=self.where,
-        )
-        return torch.cat(list(parts))
-
-
-def _ends(*times: float) -> list[Tensor]:
-    return [torch.tensor(t, dtype=torch.float64) for t in times]
+            return to_times(process, torch.tensor([self.sigma_init, 0.0], dtype=torch.float64))
+        return build(KarrasGrid(name="karras"), self.steps, process)
 
 
 def rounded(samples: Tensor) -> Tensor:

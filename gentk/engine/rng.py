@@ -7,6 +7,7 @@ saved generator state, and sample k is the same whatever the batch it is drawn i
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ def noise(seed: int, first: int, n: int, shape: tuple[int, ...], *, purpose: str
     gen = torch.Generator()
     rows = [torch.randn(shape, generator=gen.manual_seed(key(seed, purpose, first + i))) for i in range(n)]
     return torch.stack(rows)
+
+
+def streams(seed: int, first: int, n: int, *, purpose: str) -> Callable[[Tensor], Tensor]:
+    """A source noise(x) -> standard normal of x's shape (n, ...); row i of call k depends on (first + i, k) alone.
+
+    Drawn in float32 on the CPU, then moved: the same numbers on every device. Costs nothing until it is called.
+    """
+    own: list[torch.Generator] = []
+
+    def noise(x: Tensor) -> Tensor:
+        if not own:
+            own.extend(generator(seed, purpose, first + i) for i in range(n))
+        return torch.stack([torch.randn(x.shape[1:], generator=gen) for gen in own]).to(x)
+
+    return noise
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

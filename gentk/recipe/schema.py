@@ -138,7 +138,25 @@ class RectifiedFlow(Section):
     t_max: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="largest time used")
 
 
-Process = Annotated[VE | VP | Cosine | RectifiedFlow, Field(discriminator="name")]
+class Discrete(Section):
+    """Variance preserving with a finite number of betas: DDPM and Stable Diffusion."""
+
+    name: Literal["discrete"]
+    schedule: Literal["linear", "scaled-linear"] = Field(
+        "linear", description="even spacing of beta (DDPM) or of its root (Stable Diffusion)"
+    )
+    beta_start: PositiveFloat = Field(1e-4, description="beta of timestep 0")
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = Field(0.02, description="beta of the last timestep")
+    steps: Annotated[int, Field(ge=2)] = Field(1000, description="timesteps of the training")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start: {self.beta_start:g} is above beta_end: {self.beta_end:g}")
+        return self
+
+
+Process = Annotated[VE | VP | Cosine | RectifiedFlow | Discrete, Field(discriminator="name")]
 Predicts = Literal["edm", "x0", "eps", "v", "flow"]
 
 
@@ -181,6 +199,119 @@ class LogitNormal(Section):
 
 
 Times = Annotated[LogNormal | KarrasUniform | UniformTime | LogitNormal, Field(discriminator="name")]
+
+
+class _Grid(Section):
+    name: str
+    to_zero: bool = Field(True, description="end with a step to 0, on the denoiser's output; false: at the last level")
+
+
+class _SigmaGrid(_Grid):
+    sigma_min: PositiveFloat | None = Field(
+        None, description="smallest noise level above 0; null: the process's, but at least 0.002"
+    )
+    sigma_max: PositiveFloat | None = Field(
+        None, description="largest noise level; null: the process's, but at most 80"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max: {self.sigma_max:g}")
+        return self
+
+
+class KarrasGrid(_SigmaGrid):
+    """Even in sigma^(1/rho): EDM's grid (Karras et al. 2022)."""
+
+    name: Literal["karras"]
+    rho: Warp = Field(7.0, description="warp of the grid; 1: even in sigma")
+
+
+class LambdaGrid(_SigmaGrid):
+    """Even in lambda = -ln sigma, the logSNR grid of DPM-Solver."""
+
+    name: Literal["lambda"]
+
+
+class ExponentialGrid(_SigmaGrid):
+    """`lambda` by the name that k-diffusion and diffusers give it."""
+
+    name: Literal["exponential"]
+
+
+class TimeGrid(_Grid):
+    """Even in t^(1/power), t the process's own time."""
+
+    name: Literal["time"]
+    power: PositiveFloat = Field(1.0, description="warp of the grid; above 1: more levels near the data")
+    t_min: NonNegativeFloat | None = Field(None, description="smallest time; null: the process's; 0: even down to 0")
+    t_max: PositiveFloat | None = Field(None, description="largest time; null: the process's")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.t_min is not None and self.t_max is not None and self.t_min >= self.t_max:
+            raise ValueError(f"t_min: {self.t_min:g} is not below t_max: {self.t_max:g}")
+        return self
+
+
+class LeadingGrid(_Grid):
+    """Every r-th timestep of a `discrete` process from `offset` up, r = its steps over the levels rounded down."""
+
+    name: Literal["leading"]
+    offset: NonNegativeInt = Field(0, description="smallest timestep: DDIM 0, Stable Diffusion 1")
+
+
+class TrailingGrid(_Grid):
+    """Timesteps of a `discrete` process at even distance, from the last one down."""
+
+    name: Literal["trailing"]
+
+
+class LinspaceGrid(_Grid):
+    """Timesteps of a `discrete` process at even distance, from the last one to 0."""
+
+    name: Literal["linspace"]
+
+
+class GivenGrid(_Grid):
+    """Noise levels listed by hand, from noisy to clean."""
+
+    name: Literal["given"]
+    sigmas: tuple[NonNegativeFloat, ...] = Field(
+        min_length=1, description="noise-to-signal ratios; a final 0 may be left out"
+    )
+
+
+Grid = Annotated[
+    KarrasGrid | LambdaGrid | ExponentialGrid | TimeGrid | LeadingGrid | TrailingGrid | LinspaceGrid | GivenGrid,
+    Field(discriminator="name"),
+]
+
+
+class StaticThreshold(Section):
+    """Clip the denoiser's output to a fixed range."""
+
+    name: Literal["static"]
+    low: float = Field(-1.0, description="smallest value that the data have")
+    high: float = Field(1.0, description="largest value that the data have")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low:g} is not below high: {self.high:g}")
+        return self
+
+
+class DynamicThreshold(Section):
+    """Clip every sample at a quantile of its own absolute values and scale it back to [-1, 1] (Saharia et al. 2022)."""
+
+    name: Literal["dynamic"]
+    quantile: Fraction = Field(0.995, description="share of a sample's values that stays unclipped")
+    max: Annotated[float, Field(ge=1)] | None = Field(None, description="largest value to clip at; null: no limit")
+
+
+Threshold = Annotated[StaticThreshold | DynamicThreshold, Field(discriminator="name")]
 
 
 class Optimiser(Section):

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from gentk.processes.denoiser import Denoise
 from gentk.processes.process import Process, from_x0
-from gentk.solvers import Trace
+from gentk.solvers import Noise, Trace
 
 ORDER = 1
-
-
-def NFE(steps: int) -> int:
-    """Denoiser calls for `steps` steps."""
-    return steps
 
 
 def solve(
@@ -24,7 +18,7 @@ def solve(
     process: Process,
     x: Tensor,
     grid: Tensor,
-    gen: torch.Generator,
+    noise: Noise,
     *,
     cond: Tensor | None = None,
     trace: Trace | None = None,

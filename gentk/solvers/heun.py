@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from gentk.processes.denoiser import Denoise
 from gentk.processes.process import Process, from_x0
-from gentk.solvers import Trace
+from gentk.solvers import Noise, Trace
 
 ORDER = 2
-
-
-def NFE(steps: int) -> int:
-    """Denoiser calls for `steps` steps: two a step, one for the last, to t = 0."""
-    return 2 * steps - 1
 
 
 def solve(
@@ -24,7 +18,7 @@ def solve(
     process: Process,
     x: Tensor,
     grid: Tensor,
-    gen: torch.Generator,
+    noise: Noise,
     *,
     cond: Tensor | None = None,
     trace: Trace | None = None,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from gentk.processes.denoiser import Denoise
 from gentk.processes.process import Process
-from gentk.solvers import Trace
+from gentk.solvers import Noise, Trace
 
 ORDER = 0
-
-
-def NFE(steps: int) -> int:
-    """One, whatever the grid."""
-    return 1
 
 
 def solve(
@@ -22,7 +16,7 @@ def solve(
     process: Process,
     x: Tensor,
     grid: Tensor,
-    gen: torch.Generator,
+    noise: Noise,
     *,
     cond: Tensor | None = None,
     trace: Trace | None = None,

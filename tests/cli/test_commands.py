@@ -129,8 +129,8 @@ def test_sampling_does_not_depend_on_the_batch(teacher: Path, tmp_path: Path) ->
             12,
             "--set",
             f"batch={batch}",
-            "--set",
-            "method.steps=4",
+            "--nfe",
+            7,
             "--out",
             tmp_path / str(batch),
         )
@@ -146,8 +146,8 @@ def test_sampling_does_not_depend_on_the_batch(teacher: Path, tmp_path: Path) ->
         4,
         "--set",
         "first=8",
-        "--set",
-        "method.steps=4",
+        "--nfe",
+        7,
         "--out",
         tmp_path / "tail",
     )
@@ -158,9 +158,7 @@ def test_sample_one_step_and_euler_and_measure_them(teacher: Path, student: Path
     one = answer("sample", "one-step", "--model", student, "-n", 50, "--out", tmp_path / "one")
     assert one["metrics"]["nfe"] == 1
     assert (tmp_path / "one" / "samples" / "grid.png").is_file()
-    euler = answer(
-        "sample", "euler", "--model", teacher, "-n", 50, "--out", tmp_path / "euler", "--set", "method.steps=6"
-    )
+    euler = answer("sample", "euler", "--model", teacher, "-n", 50, "--out", tmp_path / "euler", "--nfe", 6)
     assert euler["metrics"]["nfe"] == 6
     common = [
         "--set",

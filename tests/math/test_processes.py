@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import mpmath
 import pytest
 import torch
 
 from gentk.errors import RecipeError
 from gentk.processes.process import diffuse, expand, from_x0, ratio, x0_from
-from gentk.processes.schedules import VE, VP, Cosine, RectifiedFlow, build
+from gentk.processes.schedules import VE, VP, Cosine, Discrete, RectifiedFlow, build
 from gentk.recipe import schema
 
 KINDS = ("x0", "eps", "v", "flow", "score", "velocity")
 EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.fixture(params=[VE(), VP(), Cosine(), RectifiedFlow(), Discrete()], ids=lambda p: p.name)
+def process(request):
+    """All of them: `discrete` too, whose derivatives jump, which the tests of solvers and their orders do without."""
+    return request.param
 
 
 def times(process, n=41):
@@ -100,7 +107,7 @@ def test_conversions_match_their_definitions(process, kind, gen):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(x0_from(kind, process, x, t, want), x0, rtol=1e-9, atol=1e-9)
     if kind != "x0":  # negative control: a sign flip is far outside
-        assert (got + want).abs().max() > 0.1
+        assert (got + want).abs().max() > want.abs().max()
 
 
 def test_score_of_the_denoiser_is_the_gradient_of_the_density(process, mixture, gen):
@@ -121,9 +128,78 @@ def test_velocity_transports_the_density(process, mixture, gen):
     divergence = sum(torch.autograd.grad(v[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2))
     score, rate = torch.autograd.grad(mixture.log_prob(process, x, t).sum(), (x, t))
     flux = divergence + (v * score).sum(1)
+    rate, flux = process.t_max * rate, process.t_max * flux  # time in units of the process's own
     scale = rate.abs() + flux.abs() + 1
     assert ((rate + flux).abs() / scale).max() < 1e-10
     assert ((rate - flux).abs() / scale).max() > 0.1
+
+
+def abar(start, end, steps, power=1):
+    """prod (1 - beta) with 60 digits."""
+    with mpmath.workdps(60):
+        a, b = mpmath.mpf(start) ** (mpmath.mpf(1) / power), mpmath.mpf(end) ** (mpmath.mpf(1) / power)
+        out, product = [], mpmath.mpf(1)
+        for j in range(steps):
+            product *= 1 - (a + (b - a) * j / (steps - 1)) ** power
+            out.append(product)
+        return out
+
+
+LINEAR, SCALED = Discrete(), Discrete("scaled-linear", 0.00085, 0.012)
+
+
+@pytest.mark.parametrize(
+    ("discrete", "exact"),
+    [(LINEAR, abar(1e-4, 0.02, 1000)), (SCALED, abar(0.00085, 0.012, 1000, 2))],
+    ids=["ddpm", "sd"],
+)
+def test_discrete_at_its_timesteps(discrete, exact):
+    """alpha^2 = abar_k at time k + 1, with the relative error of a sum of 1000 rounded logarithms up to 9.3."""
+    t = torch.arange(1, 1001, dtype=torch.float64)
+    alpha = torch.tensor([float(mpmath.sqrt(a)) for a in exact], dtype=torch.float64)
+    sigma = torch.tensor([float(mpmath.sqrt(1 - a)) for a in exact], dtype=torch.float64)
+    torch.testing.assert_close(discrete.alpha(t), alpha, rtol=1e-13, atol=0)
+    torch.testing.assert_close(discrete.sigma(t), sigma, rtol=1e-13, atol=0)
+    assert (discrete.alpha(t - 1)[1:] / alpha[1:] - 1).abs().min() > 4e-5  # negative control: off by one timestep
+
+
+def test_discrete_reaches_the_known_noise_levels():
+    """Stable Diffusion's sigmas run from 0.0292 to 14.6146 (k-diffusion), DDPM's to 157.4."""
+    ends = ratio(SCALED, torch.tensor([1.0, 1000.0], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([0.0292, 14.6146], abs=5e-5)
+    assert ratio(LINEAR, torch.tensor(1000.0).double()).item() == pytest.approx(157.4, abs=0.05)
+
+
+@pytest.mark.parametrize("discrete", [LINEAR, SCALED, Discrete("linear", 0.1, 0.2, 5)], ids=["ddpm", "sd", "small"])
+def test_discrete_between_its_timesteps(discrete, gen):
+    """ln s is linear, below time 1 s itself; t_of is the inverse: in relative terms, 1e-12 at 1e5 random times."""
+    k = torch.arange(1, discrete.steps, dtype=torch.float64)
+    for w in (0.25, 0.5, 0.9):
+        want = (1 - w) * ratio(discrete, k).log() + w * ratio(discrete, k + 1).log()
+        torch.testing.assert_close(ratio(discrete, k + w).log(), want, rtol=0, atol=1e-13)
+        gap = ratio(discrete, k + w) - ((1 - w) * ratio(discrete, k) + w * ratio(discrete, k + 1))
+        assert gap.abs().max() > 1e-4  # negative control: not linear in s
+    u = torch.rand(1000, generator=gen, dtype=torch.float64)
+    torch.testing.assert_close(ratio(discrete, u), u * ratio(discrete, torch.ones(1).double()), rtol=1e-14, atol=0)
+    t = torch.rand(100_000, generator=gen, dtype=torch.float64) * discrete.t_max
+    t[: discrete.steps] = torch.arange(1, discrete.steps + 1)
+    torch.testing.assert_close(discrete.t_of(ratio(discrete, t)), t, rtol=1e-12, atol=0)
+    s = ratio(discrete, t)
+    torch.testing.assert_close(ratio(discrete, discrete.t_of(s)), s, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        discrete.alpha(t) ** 2 + discrete.sigma(t) ** 2, torch.ones_like(t), rtol=0, atol=4 * EPS
+    )
+
+
+def test_discrete_has_the_slope_of_the_piece_below():
+    """At time k + 1: the difference quotient over half a step down, not up, by d sigma / dt = s' alpha^3."""
+    k = torch.tensor([2.0, 10.0, 500.0, 999.0], dtype=torch.float64)
+    s, slope = ratio(LINEAR, k), LINEAR.d_sigma(k) / LINEAR.alpha(k) ** 3
+    down, up = (s.log() - ratio(LINEAR, k - 0.5).log()) / 0.5, (ratio(LINEAR, k + 0.5).log() - s.log()) / 0.5
+    torch.testing.assert_close(slope / s, down, rtol=1e-10, atol=0)
+    assert ((down / up - 1).abs() > 1e-4).all()
+    one = torch.ones((), dtype=torch.float64)
+    assert (LINEAR.d_sigma(one) / LINEAR.alpha(one) ** 3).item() == pytest.approx(ratio(LINEAR, one).item(), rel=1e-12)
 
 
 def test_expand_shapes_and_dtype():
@@ -157,6 +233,9 @@ def test_build_reads_every_section():
     assert build(schema.VP(name="vp", beta_min=0.2, beta_max=10.0, t_min=1e-3)) == VP(0.2, 10.0, 1e-3, 1.0)
     assert build(schema.Cosine(name="cosine", t_min=1e-3, t_max=0.99)) == Cosine(1e-3, 0.99)
     assert build(schema.RectifiedFlow(name="rectified-flow")) == RectifiedFlow(1e-4, 1.0)
+    assert build(schema.Discrete(name="discrete")) == LINEAR
+    stable = schema.Discrete(name="discrete", schedule="scaled-linear", beta_start=0.00085, beta_end=0.012)
+    assert build(stable) == SCALED
 
 
 def test_build_refuses_an_empty_range():
@@ -164,3 +243,8 @@ def test_build_refuses_an_empty_range():
         build(schema.Cosine(name="cosine", t_min=0.9, t_max=0.5))
     assert fault.value.code == 2
     assert fault.value.hint
+
+
+def test_betas_that_fall_are_refused():
+    with pytest.raises(ValueError, match=r"beta_start: 0\.03 is above beta_end: 0\.02"):
+        schema.Discrete(name="discrete", beta_start=0.03)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from tests.conftest import DENOISER
 from tests.tasks.toys import CPU, SIGMA_DATA, VE, build, write_teacher
 
 POINTS = ("--set", "reference={name: 'points:ring8', points: 200}", "--set", "method.features=identity")
-FEW = ("-n", 5, "--set", "method.steps=3")
+FEW = ("-n", 5, "--nfe", 5)
 
 
 def gentk(*words: object) -> Result:
@@ -153,12 +153,12 @@ def test_asked_to_stop(task: str, name: str, tmp_path: Path, monkeypatch: pytest
         "evaluate": ("evaluate", "fd", "--samples", path, *POINTS, "--set", "method.n=20", "--out", out),
     }[task]
     module = _drawing if task == "sample" else generative
-    drawn: Callable[..., Iterator[torch.Tensor]] = module.draw
+    drawn: Callable[..., torch.Tensor] = module.draw
 
-    def interrupted(*args: object, **own: object) -> Iterator[torch.Tensor]:
-        for part in drawn(*args, **own):
-            os.kill(os.getpid(), number)
-            yield part
+    def interrupted(*args: object, **own: object) -> torch.Tensor:
+        part = drawn(*args, **own)
+        os.kill(os.getpid(), number)
+        return part
 
     monkeypatch.setattr(module, "draw", interrupted)
     before = signal.signal(number, signal.SIG_IGN)  # unheard, the signal must not end the tests
@@ -290,8 +290,8 @@ def test_a_header_without_the_section_names_the_data_alone(tmp_path: Path) -> No
         (("train", "denoiser", "--set", "method.process={name: ve, sigma_max: 0.001}"), "is not below sigma_max"),
         (("distill", "sim", "--set", "method.distance=smooth-l1", "--set", "method.c=0"), "has a wrong gradient"),
         (("distill", "sim", "--set", "method.noise_generator={name: karras, rho: 0.5}"), "rho: must be at least 1"),
-        (("sample", "heun", "--set", "method.rho=0.5"), "rho: must be at least 1"),
-        (("sample", "euler", "--set", "method.rho=0.5"), "rho: must be at least 1"),
+        (("sample", "heun", "--set", "grid.rho=0.5"), "rho: must be at least 1"),
+        (("sample", "euler", "--set", "grid.rho=0.5"), "rho: must be at least 1"),
     ],
 )
 def test_settings_that_cannot_work(words: tuple[str, ...], said: str) -> None:
@@ -301,4 +301,4 @@ def test_settings_that_cannot_work(words: tuple[str, ...], said: str) -> None:
 def test_settings_at_their_bounds_work() -> None:
     done("distill", "sim", "--set", "method.distance=smooth-l1", "--set", "method.c=0.1", "--dry-run")
     done("distill", "sim", "--set", "method.distance=l2", "--set", "method.c=0", "--dry-run")
-    done("sample", "heun", "--set", "method.rho=1.0", "--dry-run")
+    done("sample", "heun", "--set", "grid.rho=1.0", "--dry-run")

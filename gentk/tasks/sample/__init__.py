@@ -1,12 +1,13 @@
-"""Draw samples from a model."""
+"""Draw samples from a model or a density."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from gentk.recipe.schema import Head, Section
+from gentk.recipe.schema import Grid, Head, KarrasGrid, Section, Threshold
 
 if TYPE_CHECKING:
     from gentk.engine.run import Job, Outcome
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Section)
 SUBJECT = "model"
 
+_DONE_BY = {"denoiser": "_drawing", "generator": "_drawing", "target": "_chains", "comparison": "_comparing"}
+
 
 class Recipe(Head, Generic[M]):
     """A `sample` recipe."""
 
     task: Literal["sample"]
-    model: str = Field(description="model name, run folder or safetensors file")
+    model: str = Field(description="model name, run folder, safetensors file or targets:NAME")
     method: M = Field(description="the solver and its settings")
+    nfe: PositiveInt | None = Field(
+        None, description="denoiser evaluations per sample, at most; null: 35, or as many as a given grid needs"
+    )
+    grid: Grid = Field(KarrasGrid(name="karras"), description="noise levels that a solver steps through")
     n: PositiveInt = Field(64, description="how many samples")
     first: NonNegativeInt = Field(0, description="index of the first sample; sample k is the same in every command")
     batch: PositiveInt = Field(500, description="samples per network call; does not change the samples")
@@ -28,11 +35,17 @@ class Recipe(Head, Generic[M]):
         None, min_length=1, description="classes to cycle through; null: all of them"
     )
     guidance: NonNegativeFloat = Field(1.0, description="classifier-free guidance scale; 1 is none")
-    save: tuple[Literal["npz", "png", "grid"], ...] = Field(("npz", "grid"), description="what to write")
+    guidance_interval: tuple[NonNegativeFloat, NonNegativeFloat] | None = Field(
+        None, description="smallest and largest noise level that guidance acts at; null: all"
+    )
+    threshold: Threshold | None = Field(None, description="clip the denoiser's output; breaks the order of solvers")
+    save: tuple[Literal["npz", "safetensors", "png", "grid"], ...] = Field(("npz", "grid"), description="what to write")
 
 
 def run(job: Job) -> Outcome:
     """Draws the samples of the job's recipe into its run folder."""
-    from gentk.tasks.sample._drawing import execute
+    from gentk.recipe.registry import method_module
 
-    return execute(job)
+    kind = method_module("sample", job.recipe.method.name).KIND
+    outcome: Outcome = importlib.import_module(f"gentk.tasks.sample.{_DONE_BY[kind]}").execute(job)
+    return outcome

@@ -1,45 +1,103 @@
-"""The torch side of `sample`: model, solver, grid, files."""
+"""The torch side of the solvers: model, grid within the budget, batches that survive a stop, files."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 import time
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision
-from gentk.engine.draw import draw, labels
-from gentk.engine.generative import picture
+from gentk.engine import inputs, precision
+from gentk.engine.draw import batches, draw, labels
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
-from gentk.errors import RecipeError, RunFailed
+from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoise, Denoiser
-from gentk.processes.grids import karras, to_times
-from gentk.processes.guidance import calls, guided
+from gentk.processes.grids import build, to_times
+from gentk.processes.guidance import cost, guided
 from gentk.processes.models import Model, fast_layout, load
+from gentk.processes.process import Process, ratio
+from gentk.processes.thresholding import thresholded
 from gentk.recipe.registry import method_module
+from gentk.recipe.schema import GivenGrid, Grid
 from gentk.recipe.store import model_path
+from gentk.solvers import called_at, evaluations
+from gentk.tasks.sample._files import replace_tensors, write
 
-_IN_GRID = 400  # samples in the picture, at most
+_NFE = 35  # EDM's count for CIFAR-10
 
 
-def _prepare(recipe: Any, where: torch.device) -> tuple[Model, Denoise, Tensor, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn from, by what, on which grid."""
+
+    model: Model
+    denoise: Denoise
+    process: Process
+    solve: Callable[..., Tensor]
+    own: dict[str, Any]
+    grid: Tensor
+    cycle: tuple[int, ...]
+    nfe: int
+
+
+def solver(config: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """The `solve` of a method's section, and its own settings."""
+    module = importlib.import_module(f"gentk.solvers.{config.name.replace('-', '_')}")
+    return module.solve, config.model_dump(exclude={"name"})
+
+
+def longest(
+    section: Grid, budget: int | None, process: Process, solve: Callable[..., Tensor], own: dict[str, Any]
+) -> Tensor:
+    """The grid with as many steps as `budget` evaluations pay for; a given grid as it is.
+
+    Raises RecipeError where not one step can be paid, or the given grid costs more than a stated budget.
+    """
+    if isinstance(section, GivenGrid):
+        steps = len(section.sigmas) - (section.sigmas[-1] == 0 or not section.to_zero)
+        grid = build(section, steps, process)
+        needs = evaluations(solve, process, grid, **own)
+        if budget is not None and needs > budget:
+            raise RecipeError(
+                f"nfe: {budget} is too few: the given grid needs {needs}", hint="raise nfe, or leave it out"
+            )
+        return grid
+    budget = budget or _NFE
+    low, high = 0, budget  # `low` steps can be paid; every step costs one evaluation or more
+    while low < high:
+        middle = (low + high + 1) // 2
+        if evaluations(solve, process, build(section, middle, process), **own) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    if not low:
+        raise RecipeError(f"nfe: {budget} is too few for one step of this solver on this grid", hint="raise nfe")
+    return build(section, low, process)
+
+
+def prepare(recipe: Any, where: torch.device) -> Plan:
     """The model, what the solver calls, its grid and the classes to cycle through."""
-    solver = recipe.method
-    kind = method_module("sample", solver.name).KIND
+    config = recipe.method
+    kind = method_module("sample", config.name).KIND
+    if recipe.model.startswith("targets:"):
+        raise RecipeError(
+            f"`{recipe.model}` is a density, not a model", hint=f"gentk sample hmc --model {recipe.model}"
+        )
     model = load(recipe.model, kinds=("denoiser", "generator"), where=where)
     if model.header["kind"] != kind:
         other = "one-step" if kind == "denoiser" else "heun"
         raise RecipeError(
-            f"`{recipe.model}` is a {model.header['kind']}, `{solver.name}` samples a {kind}",
+            f"`{recipe.model}` is a {model.header['kind']}, `{config.name}` samples a {kind}",
             hint=f"gentk sample {other} --model {recipe.model}",
         )
     wanted = tuple(range(model.classes)) if recipe.labels is None else recipe.labels
@@ -48,16 +106,24 @@ def _prepare(recipe: Any, where: torch.device) -> tuple[Model, Denoise, Tensor, 
         raise RecipeError(f"labels: {max(wanted)} is outside the model's range: `{recipe.model}` has {has}")
     if recipe.guidance != 1:
         _check_guidance(model)
+    if "png" in recipe.save and len(model.shape) != 3:
+        raise RecipeError("save: points have no PNG form", hint="--set save='[npz]'")
     denoiser = model.net
     assert isinstance(denoiser, Denoiser)
     fast_layout(denoiser)
+    process, (solve, own) = denoiser.process, solver(config)
     if kind == "generator":
-        sigmas = torch.tensor([model.header["sigma_init"], 0.0], dtype=torch.float64)
+        if recipe.nfe not in (None, 1):
+            raise RecipeError(f"nfe: `{config.name}` makes one evaluation, not {recipe.nfe}", hint="leave nfe out")
+        grid = to_times(process, torch.tensor([model.header["sigma_init"], 0.0], dtype=torch.float64))
     else:
-        if solver.sigma_min >= solver.sigma_max:
-            raise RecipeError("method.sigma_min: must be below method.sigma_max")
-        sigmas = karras(solver.steps, solver.sigma_min, solver.sigma_max, solver.rho)
-    return model, guided(denoiser, recipe.guidance), to_times(denoiser.process, sigmas), wanted
+        grid = longest(recipe.grid, recipe.nfe, process, solve, own)
+    denoise = guided(denoiser, recipe.guidance, recipe.guidance_interval, process)
+    if recipe.threshold is not None:
+        denoise = thresholded(denoise, recipe.threshold)
+    times = torch.stack(called_at(solve, process, grid, **own))
+    nfe = cost(recipe.guidance, recipe.guidance_interval, process, times)
+    return Plan(model, denoise, process, solve, own, grid, wanted, nfe)
 
 
 def _check_guidance(model: Model) -> None:
@@ -74,71 +140,72 @@ def _check_guidance(model: Model) -> None:
 
 def execute(job: Job) -> Outcome:
     """Draws and writes the samples of a job. Raises GentkError for what the user can mend."""
-    recipe, solver = job.recipe, job.recipe.method
-    module = importlib.import_module(f"gentk.solvers.{solver.name.replace('-', '_')}")
+    recipe = job.recipe
     where = precision.device(job.device)
     if job.dry_run:
-        model, _, grid, _ = _prepare(recipe, where)
-        nfe = module.NFE(len(grid) - 1) * calls(recipe.guidance)
-        return Outcome("planned", answer=f"{recipe.n} samples of shape {model.shape}, {nfe} NFE each, in {job.out}")
+        plan = prepare(recipe, where)
+        return Outcome(
+            "planned", answer=f"{recipe.n} samples of shape {plan.model.shape}, {plan.nfe} NFE each, in {job.out}"
+        )
     made_from = inputs.digests({recipe.model: model_path(recipe.model)})
     with Run(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
-                stop.anywhere = True  # nothing is kept before the end: it can be done again
-                _work(run, module, where)
+                stop.anywhere = True  # every batch that is done is on disk
+                _work(run, where)
     return run.outcome()
 
 
-def _work(run: Run, module: ModuleType, where: torch.device) -> None:
+def _work(run: Run, where: torch.device) -> None:
     recipe = run.job.recipe
-    model, denoise, grid, wanted = _prepare(recipe, where)
-    assert isinstance(model.net, Denoiser)
-    begun, parts = time.perf_counter(), []
-    batches = draw(
-        denoise,
-        model.net.process,
-        module.solve,
-        grid,
-        shape=model.shape,
-        cycle=wanted,
-        seed=recipe.seed,
-        n=recipe.n,
-        first=recipe.first,
-        batch=recipe.batch,
-        where=where,
-    )
+    plan = prepare(recipe, where)
+    parts = run.folder / "parts"
+    parts.mkdir(exist_ok=True)
+    # A part counts only for the recipe and the model that made it: a failed run's folder may be taken over by another.
+    stamp = {"made": json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)}
+    drawn, seconds, done = [], 0.0, 0
     with Progress(recipe.n, 1, quiet=run.job.quiet) as progress:
-        done = 0
-        for part in batches:
-            if not bool(torch.isfinite(part).all()):
-                raise RunFailed(f"samples {recipe.first + done} and on: not finite", hint="the model has diverged")
-            parts.append(part)
-            done += len(part)
+        for first, count in batches(recipe.first, recipe.n, recipe.batch):
+            path = parts / f"{first:08d}.safetensors"
+            part = _kept(path, stamp)
+            if part is None:
+                begun = time.perf_counter()
+                x = draw(
+                    plan.denoise,
+                    plan.process,
+                    plan.solve,
+                    plan.grid,
+                    shape=plan.model.shape,
+                    cycle=plan.cycle,
+                    seed=recipe.seed,
+                    first=first,
+                    n=count,
+                    where=where,
+                    **plan.own,
+                )
+                took = time.perf_counter() - begun
+                part = {"samples": x, "seconds": torch.tensor(took, dtype=torch.float64)}
+                replace_tensors(path, part, stamp)
+            drawn.append(part["samples"])
+            seconds += float(part["seconds"])
+            done += count
             progress.update(done, {})
-    seconds = time.perf_counter() - begun
-    samples = torch.cat(parts)
-    _write(run.folder, samples, labels(recipe.first, recipe.n, wanted), recipe)
-    nfe = module.NFE(len(grid) - 1) * calls(recipe.guidance)
-    run.update(metrics={"n": recipe.n, "nfe": nfe, "ms_per_sample": 1000 * seconds / recipe.n}, model=model.name)
+    samples = torch.cat(drawn)
+    levels = ratio(plan.process, plan.grid).tolist()
+    write(run, samples, labels(recipe.first, recipe.n, plan.cycle), {"nfe": plan.nfe, "noise_levels": levels})
+    run.update(
+        metrics={"n": recipe.n, "nfe": plan.nfe, "ms_per_sample": 1000 * seconds / recipe.n}, model=plan.model.name
+    )
+    shutil.rmtree(parts)
 
 
-def _write(folder: Path, samples: Tensor, y: Tensor | None, recipe: Any) -> None:
-    """The files that `save` asks for: images as bytes by EDM's rule, points as they are."""
-    image = samples.dim() == 4
-    values = to_uint8(samples) if image else samples
-    if "npz" in recipe.save:
-        arrays = {"samples": values.numpy()} | ({} if y is None else {"labels": y.numpy()})
-        temporary = folder / ".samples.npz.tmp"
-        with temporary.open("wb") as f:
-            np.savez(f, **arrays)  # type: ignore[arg-type]
-        temporary.replace(folder / "samples.npz")
-    if "grid" in recipe.save:
-        pictures.save(picture({"samples": samples[:_IN_GRID]}), folder / "samples" / "grid.png")
-    if "png" in recipe.save:
-        if not image:
-            raise RecipeError("save: points have no PNG form", hint="--set save='[npz]'")
-        (folder / "png").mkdir(exist_ok=True)
-        for k, one in enumerate(values.permute(0, 2, 3, 1).numpy(), start=recipe.first):
-            Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one).save(folder / "png" / f"{k:06d}.png")
+def _kept(path: Any, stamp: dict[str, str]) -> dict[str, Tensor] | None:
+    """The batch that an earlier process wrote, if it is whole and was made for this run."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() != stamp:
+                return None
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None

@@ -1,21 +1,15 @@
-"""Euler's method on the probability-flow ODE: NFE = steps."""
+"""Euler's method on the probability-flow ODE in the process's own time."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
-
-from gentk.recipe.schema import Section, Warp
+from gentk.recipe.schema import Section
 
 KIND = "denoiser"
 
 
 class Config(Section):
-    """Settings of the solver and its grid."""
+    """Settings of the solver."""
 
     name: Literal["euler"]
-    steps: PositiveInt = Field(35, description="steps of the grid")
-    sigma_min: PositiveFloat = Field(0.002, description="smallest noise level before 0, as a noise-to-signal ratio")
-    sigma_max: PositiveFloat = Field(80.0, description="noise level of the start, as a noise-to-signal ratio")
-    rho: Warp = Field(7.0, description="warp of the grid")
