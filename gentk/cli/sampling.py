@@ -5,6 +5,7 @@ from typing import Any
 
 from gentk.cli import options
 from gentk.errors import RecipeError
+from gentk.recipe import registry
 
 OPTIONS: dict[str, Any] = {
     "n": options.Count,
@@ -16,6 +17,12 @@ OPTIONS: dict[str, Any] = {
 
 def understood(method: str | None, given: dict[str, Any]) -> str | None:
     """The method that is meant; turns the options in `given` into keys of the recipe. Raises RecipeError."""
+    if method is not None and method not in registry.methods("sample"):
+        from gentk.tasks.sample._aliases import command, elsewhere
+
+        alias = elsewhere(method)
+        if alias is not None:
+            raise RecipeError(f"`{method}` is {alias.library}'s name", hint=f"here it is: {command(alias)}")
     seeds, nfe, compare = (given.pop(name, None) for name in ("seeds", "nfe", "compare"))
     if seeds is not None:
         if given.get("n") is not None:
