@@ -30,9 +30,9 @@ def effective_sample_size(draws: Tensor) -> Tensor:
     """How many independent draws would give means with the same standard error as all n chains together.
 
     draws (T, n, ...) -> (...) float64, one figure per coordinate. n T / tau with tau the integrated autocorrelation
-    time, its sum cut by Geyer's (1992) initial monotone sequence. At most n T log10(n T), as in Stan:
-    chains that swing around the mean can beat independent draws, but not by any factor. NaN if nothing ever moved.
-    Raises RunFailed below 8 draws, for NaN or for infinity.
+    time, its sum cut by Geyer's (1992) initial monotone sequence. At most n T log10(n T), as in Stan: chains that swing
+    around the mean can beat independent draws, but not by any factor. NaN if nothing ever moved. Raises RunFailed below
+    8 draws, for NaN or for infinity.
     """
     x = _halves(draws)
     count, total = len(x), x.shape[0] * x.shape[1]

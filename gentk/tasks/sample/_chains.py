@@ -96,11 +96,11 @@ def _work(run: Run, target: targets.Target, draws: int, where: torch.device) -> 
 
 
 def _figures(result: chains.Result, draws: int, config: Any) -> dict[str, float]:
-    """What the chains say about themselves; the worst coordinate counts. Short chains say nothing of their mixing."""
+    """What the chains say about themselves; the worst coordinate counts."""
     figures = {"step_size": result.step_size, "divergences": float(result.divergences)}
     if config.name != "ula":  # which accepts everything
         figures["acceptance"] = result.acceptance
-    if draws >= 4:
+    if draws >= 8:  # fewer say nothing
         kept: Tensor = result.draws.double()  # type: ignore[union-attr]
         figures["ess"] = float(effective_sample_size(kept).min())
         figures["r_hat"] = float(split_r_hat(kept).max())
