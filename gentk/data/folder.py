@@ -36,20 +36,12 @@ def read(section: Data, split: Split) -> Arrays:
             f"{section.name}: no folder {folder}",
             hint="it is relative to `data.root` if that is given, else to the current one",
         )
-    files = sorted(
-        (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")),
-        key=lambda path: path.relative_to(folder).as_posix(),
-    )
-    if not files:
-        raise RecipeError(
-            f"{section.name}: {folder} holds no pictures", hint=f"read are {', '.join(sorted(_SUFFIXES))}"
-        )
-    side = None if section.size is None else (section.size, section.size)
-    grey = _survey(files, side)
+    files = pictures(folder)
+    grey = survey(files, None if section.size is None else (section.size, section.size))
     chosen = [i for i in range(len(files)) if (i % 10 == 0) == (split == "test")]
     if not chosen:
         raise RecipeError(f"{section.name}: {len(files)} picture(s) are too few for a {split} split")
-    x = torch.from_numpy(np.stack([_pixels(files[i], grey) for i in chosen]))
+    x = torch.from_numpy(np.stack([pixels(files[i], grey) for i in chosen]))
     places = [path.relative_to(folder).parts for path in files]
     if any(len(place) == 1 for place in places):
         return Arrays(x, None, 0)
@@ -57,8 +49,22 @@ def read(section: Data, split: Split) -> Arrays:
     return Arrays(x, torch.tensor([classes.index(places[i][0]) for i in chosen]), len(classes))
 
 
-def _survey(files: list[Path], side: tuple[int, int] | None) -> bool:
-    """Check all sizes and depths from the headers alone; returns whether every picture is grey."""
+def pictures(folder: Path) -> list[Path]:
+    """The picture files below a folder, sorted by their path in it. Raises RecipeError where there are none."""
+    files = sorted(
+        (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")),
+        key=lambda path: path.relative_to(folder).as_posix(),
+    )
+    if not files:
+        raise RecipeError(f"{folder} holds no pictures", hint=f"read are {', '.join(sorted(_SUFFIXES))}")
+    return files
+
+
+def survey(files: list[Path], side: tuple[int, int] | None = None) -> bool:
+    """Checks all sizes and depths from the headers alone; returns whether every picture is grey.
+
+    `side`: the (width, height) that they must have; None: that of the first. Raises as `read`.
+    """
     expected, source, grey = side, "`size`", True
     for path in files:
         try:
@@ -82,8 +88,8 @@ def _survey(files: list[Path], side: tuple[int, int] | None) -> bool:
     return grey
 
 
-def _pixels(path: Path, grey: bool) -> NDArray[np.uint8]:
-    """One picture upright and opaque, (C, H, W)."""
+def pixels(path: Path, grey: bool) -> NDArray[np.uint8]:
+    """One picture upright and opaque: uint8 (C, H, W). Raises RunFailed, naming the file, if it cannot be read."""
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)

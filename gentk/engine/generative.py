@@ -42,22 +42,22 @@ class Sampler:
 
     def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
         """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
-        parts = [
-            draw(
-                self.denoiser,
-                self.denoiser.process,
-                one_step.solve if self.sigma_init is not None else heun.solve,
-                self._grid,
-                shape=self.shape,
-                cycle=self.cycle,
-                seed=seed,
-                first=start,
-                n=count,
-                where=self.where,
-            )
-            for start, count in batches(0, n, batch)
-        ]
-        return torch.cat(parts)
+        return torch.cat([self.part(start, count, seed) for start, count in batches(0, n, batch)])
+
+    def part(self, first: int, n: int, seed: int) -> Tensor:
+        """Samples `first` to `first + n` of `seed`, in one batch."""
+        return draw(
+            self.denoiser,
+            self.denoiser.process,
+            one_step.solve if self.sigma_init is not None else heun.solve,
+            self._grid,
+            shape=self.shape,
+            cycle=self.cycle,
+            seed=seed,
+            first=first,
+            n=n,
+            where=self.where,
+        )
 
     @cached_property
     def _grid(self) -> Tensor:

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveInt
 
 from gentk.recipe.schema import Measure, Section
 
+DONE_BY = "_measuring"
+
 
 class Config(Section):
     """Settings of the measurement."""

@@ -45,7 +45,7 @@ def _sections(config: Any) -> dict[str, Any]:
         except ValidationError as e:
             fault = e.errors()[0]
             raise RecipeError(f"method.solvers: {name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-        label = " ".join([name, *(f"{k}={v}" for k, v in values.items() if k != "name")])
+        label = " ".join([name, *(f"{k}={json.dumps(v)}".replace('"', "") for k, v in values.items() if k != "name")])
         found[label] = section
     return found
 
