@@ -17,9 +17,13 @@ which stays finite at alpha = 0 (rectified flow at t = 1) and is x_t itself at t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from gentk.processes.process import Process, expand, x0_from
 from gentk.recipe.schema import Predicts
@@ -47,17 +51,71 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (B, ...) noised at process time t, () or (B,) -> the expected clean sample (B, ...) in x's dtype.
 
-        Coefficients are float64 on (B,) alone; the network runs in its own dtype.
+        Coefficients are float64; the network runs in its own dtype. Those of one time for all are kept: solvers come
+        back to the same few times with every batch.
         """
-        t = t.to(x.device, torch.float64).expand(len(x))
-        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
-        n = (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
-        c_noise = (sigma / alpha).clamp(*_RATIOS).log() / 4
         weight = next(self.net.parameters(), x)
-        out: Tensor = self.net((expand(1 / n, x) * x).to(weight.dtype), c_noise.to(weight.dtype), cond).to(x.dtype)
-        if self.predicts == "edm":
-            return expand(alpha * self.sigma_data**2 / n**2, x) * x + expand(sigma * self.sigma_data / n, x) * out
-        return x0_from(self.predicts, self.process, x, t, out)
+        if _is_number(t):
+            known = _coefficients(self.process, self.predicts, self.sigma_data, float(t))  # type: ignore[arg-type]
+            c_in, label, c_skip, c_out = known
+            c_noise = torch.full((len(x),), label, device=x.device, dtype=weight.dtype)
+            out: Tensor = self.net((c_in * x).to(weight.dtype), c_noise, cond).to(x.dtype)
+            return out if self.predicts == "x0" else c_skip * x + c_out * out
+        at = _At.of(self.process, self.sigma_data, t.to(x.device, torch.float64).expand(len(x)))
+        out = self.net(at.scaled(x).to(weight.dtype), at.label().to(weight.dtype), cond).to(x.dtype)
+        return at.x0(self.predicts, x, out)
+
+
+@dataclass(frozen=True)
+class _At:
+    """The formulas at the head of the file at times t, () or (B,): alpha, sigma and n computed once."""
+
+    t: Tensor
+    levels: tuple[Tensor, Tensor]
+    n: Tensor
+    sigma_data: float
+
+    @classmethod
+    def of(cls, process: Process, sigma_data: float, t: Tensor) -> _At:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return cls(t, (alpha, sigma), (alpha**2 * sigma_data**2 + sigma**2).sqrt(), sigma_data)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return expand(1 / self.n, x) * x
+
+    def label(self) -> Tensor:
+        alpha, sigma = self.levels
+        return (sigma / alpha).clamp(*_RATIOS).log() / 4
+
+    def x0(self, predicts: Predicts, x: Tensor, out: Tensor) -> Tensor:
+        if predicts != "edm":
+            return x0_from(predicts, cast(Process, self), x, self.t, out)
+        alpha, sigma = self.levels
+        skip = alpha * self.sigma_data**2 / self.n**2
+        return expand(skip, x) * x + expand(sigma * self.sigma_data / self.n, x) * out
+
+    # what `x0_from` asks of a process, always at t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.levels[0]
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.levels[1]
+
+
+@lru_cache(maxsize=4096)  # processes are frozen dataclasses
+def _coefficients(process: Process, predicts: Predicts, sigma_data: float, t: float) -> tuple[float, ...]:
+    """c_in, c_noise, c_skip, c_out of x0 = c_skip x + c_out F(c_in x, c_noise), by what the maps make of 1 and 0."""
+    at = _At.of(process, sigma_data, torch.tensor(t, dtype=torch.float64))
+    x, out = torch.eye(2, dtype=torch.float64)
+    return (float(1 / at.n), float(at.label()), *at.x0(predicts, x, out).tolist())
+
+
+def _is_number(t: Tensor) -> bool:
+    """Whether t is one number, had without waiting for a device, by which nothing is differentiated."""
+    if t.dim() or t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+        return False
+    return forward_ad.unpack_dual(t).tangent is None  # type: ignore[no-untyped-call]
 
 
 def at_sigma(denoiser: Denoiser, x_hat: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
