@@ -135,17 +135,21 @@ def test_light_commands_import_no_torch(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", [("--help",), ("recipes", "list"), ("recipes", "show", "sim"), ("runs", "list")])
 def test_light_commands_take_under_half_a_second_of_cpu(words: tuple[str, ...], tmp_path: Path) -> None:
-    """CPU time of the child, not wall time: the machine may be busy. The best of three, the first warms the caches."""
-    best = min(_cpu(words) for _ in range(3))
-    assert best < 0.5, f"{best:.2f} s"
+    """CPU time of the child, the best of three, on a machine where importing the libraries below takes 0.15 s.
+
+    A slower or busier one gets as much more: the promise is about what gentk does, not about the machine.
+    """
+    unit = min(_cpu("-c", "import typer.main, yaml, rich.console") for _ in range(3)) / 0.15
+    best = min(_cpu("-m", "gentk", *words) for _ in range(3))
+    assert best < 0.5 * max(1, unit), f"{best:.2f} s, {unit:.2f} units"
 
 
-def _cpu(words: tuple[str, ...]) -> float:
+def _cpu(*words: str) -> float:
     before = os.times()
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment.pop("COVERAGE_PROCESS_START", None)  # measuring coverage of the child would count as its time
     environment.pop("COVERAGE_PROCESS_CONFIG", None)
-    subprocess.run([sys.executable, "-m", "gentk", *words], check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, env=environment)
     after = os.times()
     return after.children_user + after.children_system - before.children_user - before.children_system
 

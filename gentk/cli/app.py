@@ -15,9 +15,15 @@ from typing import Annotated, Any
 import typer
 
 from gentk import __version__
-from gentk.cli import console, doctor, models, options, recipes, runs, sampling
+from gentk.cli import console, doctor, measuring, models, options, recipes, runs, sampling
 from gentk.errors import RecipeError
 from gentk.recipe import registry
+
+# Options that one task alone has, and what turns them into the method and keys of its recipe.
+_OWN: dict[str, Any] = {
+    "sample": (sampling.OPTIONS, sampling.understood),
+    "evaluate": (measuring.OPTIONS, measuring.understood),
+}
 
 app = typer.Typer(
     name="gentk",
@@ -69,14 +75,14 @@ def _command(task: str) -> Callable[..., None]:
             if device not in ("auto", "cpu", "cuda"):
                 raise RecipeError(f"--device {device}: not one of auto, cpu, cuda")
             given = {"seed": seed, **own}
-            if task == "sample":
-                method = sampling.understood(method, given)
+            if task in _OWN:
+                method = _OWN[task][1](method, given)
             mode = {None: "auto", True: "resume", False: "fresh"}[resume]
             loaded = _recipe(task, method, recipe, sets or [], {k: v for k, v in given.items() if v is not None})
             _run(task, loaded, out, mode, device=device, quiet=quiet, dry_run=dry_run, json=json)
 
     shared = [p for p in inspect.signature(command).parameters.values() if p.name != "own"]
-    kinds = {subject: options.subject(subject)} | (sampling.OPTIONS if task == "sample" else {})
+    kinds = {subject: options.subject(subject)} | (_OWN[task][0] if task in _OWN else {})
     own = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=v) for k, v in kinds.items()]
     shared[1:] = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shared[1:]]
     command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]

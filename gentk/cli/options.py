@@ -25,6 +25,9 @@ Count = Annotated[int | None, typer.Option("-n", min=1, help="How many samples."
 Seeds = Annotated[
     str | None, typer.Option(metavar="A-B", help="Samples A to B: sample k is the same in every command.")
 ]
+Reference = Annotated[str | None, typer.Option(help="Data set, folder of pictures, or .npz of statistics.")]
+Weights = Annotated[str | None, typer.Option(help="File of the metric's network.")]
+Prompts = Annotated[str | None, typer.Option(help="File of prompts: .txt, .json or .jsonl.")]
 Nfe = Annotated[str | None, typer.Option(metavar="N[,N]...", help="Network evaluations per sample; a list to compare.")]
 Compare = Annotated[
     str | None, typer.Option(metavar="METHOD,METHOD...", help="Several solvers side by side: one table, one figure.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import keyword
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,12 @@ _HERE = Path(gentk.__file__).parent / "tasks"  # named by its place, not importe
 
 
 def _name(path: Path) -> str:
-    return path.stem.replace("_", "-")
+    return path.stem.removesuffix("_").replace("_", "-")
+
+
+def _stem(name: str) -> str:
+    """The module's name; the method `is` lives in `is_.py`, as Python's keywords do."""
+    return name.replace("-", "_") + "_" * keyword.iskeyword(name)
 
 
 def _help(path: Path) -> str:
@@ -74,7 +80,7 @@ def method_module(task: str, method: str) -> Any:
             f"`gentk {task}` has no method `{method}`{did_you_mean(method, methods(task))}",
             hint=f"methods: {', '.join(methods(task))}",
         )
-    return importlib.import_module(f"gentk.tasks.{task.replace('-', '_')}.{method.replace('-', '_')}")
+    return importlib.import_module(f"gentk.tasks.{_stem(task)}.{_stem(method)}")
 
 
 def recipe_schema(task: str, method: str) -> type[BaseModel]:

@@ -193,7 +193,7 @@ print(peak(1000), peak(20000))
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    space = _distribution.Space(rows, "fd_toy", "_toy", {"extractor": "row means"})
+    space = _distribution.Space("toy", rows, "fd_toy", "_toy", {"extractor": "row means"})
     monkeypatch.setattr(_distribution, "_space", lambda recipe, where: space)
 
 
@@ -245,7 +245,7 @@ def test_a_stopped_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             os.kill(os.getpid(), signal.SIGTERM)
         return rows(x)
 
-    space = _distribution.Space(slow, "fd_toy", "_toy", {"extractor": "row means"})
+    space = _distribution.Space("toy", slow, "fd_toy", "_toy", {"extractor": "row means"})
     monkeypatch.setattr(_distribution, "_space", lambda recipe, where: space)
     refused(75, "stopped", *words)
     assert json.loads(Path("run/features/samples.json").read_text())["done"] == 40

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from gentk.errors import RecipeError
 from gentk.recipe.schema import Data, Head, Section
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Section)
 SUBJECT = "samples"
 
-Measure = Literal["fd", "kid", "prdc", "infinity"]
+Measure = Literal["fd", "kid", "is", "prdc", "infinity"]
 
 
 class ImageSettings(Section):
@@ -34,7 +35,27 @@ class ImageSettings(Section):
     )
     subsets: PositiveInt = Field(100, description="subsets that KID averages over")
     subset: PositiveInt = Field(1000, description="images in each of them")
+    splits: PositiveInt = Field(10, description="parts whose Inception scores are averaged")
     k: PositiveInt = Field(5, description="neighbours behind precision, recall, density and coverage")
+
+
+class ScoreSettings(Section):
+    """What every score of single images sets alike: fields only, for the methods to extend."""
+
+    weights: str | None = Field(None, description="the network's weights; null: where the score looks for them")
+    n: PositiveInt | None = Field(
+        None, description="samples measured; null: all of a file or folder, 10,000 of a model"
+    )
+    steps: PositiveInt = Field(18, description="Heun steps for a many-step model: NFE = 2 steps - 1")
+    batch: PositiveInt = Field(100, description="images scored at a time")
+    resamples: PositiveInt = Field(2000, description="bootstrap resamples behind the interval")
+
+
+class PromptSettings(ScoreSettings):
+    """The same for scores of images with their prompts."""
+
+    prompts: str | None = Field(None, description="prompts: .txt (one a line), .json or .jsonl (key `prompt`)")
+    per_prompt: PositiveInt = Field(1, description="images per prompt, one after the other")
 
 
 class Recipe(Head, Generic[M]):
@@ -42,7 +63,9 @@ class Recipe(Head, Generic[M]):
 
     task: Literal["evaluate"]
     samples: str = Field(description="a sample run, a folder of pictures, an .npz file, data:NAME:SPLIT, or a model")
-    reference: Data = Field(description="the data compared with; stats:FILE.npz for saved statistics")
+    reference: Data | None = Field(
+        None, description="the data compared with, where the metric compares; stats:FILE.npz for saved statistics"
+    )
     split: Literal["train", "test"] = Field("train", description="the split of the reference")
     method: M = Field(description="the metric and its settings")
 
@@ -51,6 +74,10 @@ def run(job: Job) -> Outcome:
     """Measures the samples of the job's recipe."""
     from gentk.recipe.registry import method_module
 
-    by = method_module("evaluate", job.recipe.method.name).DONE_BY
+    module, recipe = method_module("evaluate", job.recipe.method.name), job.recipe
+    alone = getattr(module, "NEEDS", "pairs") != "pairs" or getattr(module, "MEASURE", "") == "is"
+    if recipe.reference is None and not alone:
+        raise RecipeError(f"`{recipe.method.name}` needs a reference", hint="--reference NAME, FOLDER or FILE.npz")
+    by = module.DONE_BY
     outcome: Outcome = importlib.import_module(f"gentk.tasks.evaluate.{by}").execute(job)
     return outcome

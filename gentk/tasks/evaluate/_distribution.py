@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,78 +15,99 @@ from torch import Tensor
 from gentk.engine import inputs, precision
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
-from gentk.engine.run import Job, Outcome, Run, read_info
+from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
 from gentk.errors import RecipeError
-from gentk.metrics import proxies
+from gentk.metrics import protocols, proxies, statistics
 from gentk.metrics.fd_infinity import fd_infinity
 from gentk.metrics.frechet import Moments, frechet_of, frechet_to
+from gentk.metrics.inception_score import inception_score
 from gentk.metrics.intervals import disjoint_blocks
 from gentk.metrics.kernel import kid
 from gentk.metrics.neighbours import prdc
+from gentk.metrics.statistics import Statistics
 from gentk.recipe.registry import method_module
-from gentk.recipe.schema import Data
 from gentk.recipe.stamp import versions
-from gentk.recipe.store import model_path
-from gentk.tasks.evaluate import _sources
 from gentk.tasks.evaluate._features import extract
+from gentk.tasks.evaluate._reference import images_of, samples_of
 from gentk.tasks.evaluate._sources import Source
 
-_DRAWN = 10_000  # samples of a model, where nothing else is asked for
 _FEW = 10_000  # below this many a Frechet distance is mostly bias
 _ROWS = 4096  # features read at a time
+_LOGITS = 1008  # of Inception
 
 
 @dataclass(frozen=True)
 class Space:
-    """A feature space: what takes images to features, what its figures are called, and what a result says about it."""
+    """A feature space: what takes images to features, what its figures are called, and what a result says about it.
 
+    The last `logits` columns of what `extract` gives are class logits, for the Inception score.
+    """
+
+    name: str
     extract: Callable[[Tensor], Tensor]
     figure: str
     suffix: str
     facts: dict[str, Any]
+    logits: int = 0
 
 
 def _space(recipe: Any, where: torch.device) -> Space:
-    features = method_module("evaluate", recipe.method.name).FEATURES
-    given = None if recipe.method.weights is None else Path(recipe.method.weights).expanduser()
-    proxy = proxies.load(features, weights=given, where=where)
-    return Space(proxy, proxy.figure, proxy.figure.removeprefix("fd"), dict(proxy.facts))
+    config = recipe.method
+    name, given = config.features, None if config.weights is None else Path(config.weights).expanduser()
+    if name in proxies.names():
+        proxy = proxies.load(name, weights=given, where=where)
+        return Space(name, proxy, proxy.figure, proxy.figure.removeprefix("fd"), dict(proxy.facts))
+    found = protocols.protocol(name, weights=given, where=where)
+    if name == "fd-dinov2":
+        return Space(name, found.features, "fd_dinov2", "_dinov2", dict(found.facts))
+    suffix = "" if name == "edm" else "_" + name.replace("-", "_")  # the default protocol has the plain names
+    if "is" not in _wanted(config):
+        return Space(name, found.features, f"fid{suffix}", suffix, dict(found.facts))
+
+    def both(images: Tensor) -> Tensor:
+        features, logits = found.extract(images)
+        assert logits is not None
+        return torch.cat([features, logits], 1)
+
+    return Space(name, both, f"fid{suffix}", suffix, dict(found.facts), logits=_LOGITS)
 
 
-def _samples(recipe: Any, where: torch.device) -> tuple[Source, dict[str, Path]]:
-    """What is measured, and the files behind it."""
-    ref, n = recipe.samples, recipe.method.n
-    if ref.startswith("data:"):
-        name, _, split = ref.removeprefix("data:").rpartition(":")
-        if split not in ("train", "test"):
-            raise RecipeError(f"samples: `{ref}` names no split", hint=f"{ref}:test or {ref}:train")
-        return _sources.of_data(Data(name=name, root=recipe.reference.root), split).first(n), {}  # type: ignore[arg-type]
-    path = Path(ref).expanduser()
-    info = read_info(path) if path.is_dir() else None
-    if info is not None and info.get("task") == "sample":
-        path = _sources.located(path)
-    match path.suffix:
-        case ".npz":
-            return _sources.of_npz(path).first(n), {ref: path}
-        case ".safetensors" if path.name == "samples.safetensors":
-            return _sources.of_safetensors(path).first(n), {ref: path}
-    if path.is_dir() and info is None and not (path / "export").is_dir():
-        return _sources.of_folder(path).first(n), {ref: path}
-    source = _sources.of_model(ref, where, n=n or _DRAWN, steps=recipe.method.steps, seed=recipe.seed)
-    return source, {ref: model_path(ref)}
+def _wanted(config: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((method_module("evaluate", config.name).MEASURE, *config.also)))
+
+
+def _reference(recipe: Any, space: Space) -> Source | Statistics | None:
+    """The images compared with, or their statistics. Raises RecipeError where these do not serve the measures."""
+    if recipe.reference is None or _wanted(recipe.method) == ("is",):
+        return None  # a score of the samples alone
+    name = recipe.reference.name
+    if name.startswith("stats:"):
+        rest = [measure for measure in _wanted(recipe.method) if measure not in ("fd", "infinity", "is")]
+        if rest:
+            raise RecipeError(f"reference: {', '.join(rest)} needs the images, `{name}` holds statistics alone")
+        sha = space.facts.get("weights_sha256") or space.facts.get("sha256")
+        return statistics.read(_file_of(recipe), protocol=space.name, weights=sha)
+    return images_of(recipe).first(recipe.method.reference_n)
+
+
+def _file_of(recipe: Any) -> Path:
+    return Path(recipe.reference.name.removeprefix("stats:")).expanduser()
 
 
 def execute(job: Job) -> Outcome:
     """Measures and writes the figures of a job. Raises GentkError for what the user can mend."""
     recipe, where = job.recipe, precision.device(job.device)
     space = _space(recipe, where)
-    source, files = _samples(recipe, where)
-    reference = _sources.of_data(recipe.reference, recipe.split).first(recipe.method.reference_n)
+    source, files = samples_of(recipe, where)
+    reference = _reference(recipe, space)
     for each in (source, reference):
-        space.extract(next(each.batches(0, 1)))  # the wrong size or colour is said before a long pass
+        if isinstance(each, Source):
+            space.extract(next(each.batches(0, 1)))  # the wrong size or colour is said before a long pass
     if job.dry_run:
-        return Outcome("planned", answer=f"{space.figure} of {source.n} against {reference.n} images, in {job.out}")
+        return Outcome("planned", answer=f"{recipe.method.name} of {source.n} samples, in {job.out}")
+    if isinstance(reference, Statistics):
+        files[recipe.reference.name] = _file_of(recipe)
     made_from = inputs.digests(files)
     with Run(inputs.renewed(job, made_from)) as run:
         if run.done is None:
@@ -98,12 +120,12 @@ def execute(job: Job) -> Outcome:
     return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
 
 
-def _work(run: Run, space: Space, source: Source, reference: Source) -> None:
+def _work(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> None:
     config, features = run.job.recipe.method, {}
-    total = source.n + reference.n
-    with Progress(total, 1, quiet=run.job.quiet) as progress:
+    both = {"samples": source} | ({"reference": reference} if isinstance(reference, Source) else {})
+    with Progress(sum(each.n for each in both.values()), 1, quiet=run.job.quiet) as progress:
         before = 0
-        for name, each in (("samples", source), ("reference", reference)):
+        for name, each in both.items():
             made_from = {"source": each.name, "n": each.n, "space": space.facts, "run": run.info["digest"]}
             made_from |= {"inputs": run.info["inputs"]} if name == "samples" else {}
             features[name] = extract(
@@ -112,19 +134,23 @@ def _work(run: Run, space: Space, source: Source, reference: Source) -> None:
                 run.folder / "features" / f"{name}.f64",
                 made_from,
                 batch=config.batch,
-                each=lambda i, before=before: progress.update(before + i, {}),
+                each=functools.partial(_told, progress, before),
             )
             before += each.n
-    figures, lines = _figures(config, space, features["samples"], features["reference"], run.job.recipe.seed)
+    real = reference if isinstance(reference, Statistics) else features.get("reference")
+    figures, lines = _figures(config, space, features["samples"], real, run.job.recipe.seed)
+    n_reference = None if reference is None else reference.n
     if source.n < _FEW and any(name.startswith(("fd", "fid")) for name in figures):
         run.warn(f"{source.n} samples: a Frechet distance of less than {_FEW} is mostly bias; compare equal N only")
         lines.append(f"warning: N = {source.n}: biased upwards; comparable with the same N only")
     result = {
         "figures": figures,
         "n": source.n,
-        "n_reference": reference.n,
+        "n_reference": n_reference,
         "samples": {"name": source.name} | source.facts,
-        "reference": {"name": reference.name} | reference.facts,
+        "reference": None
+        if reference is None
+        else run.job.recipe.reference.model_dump() | {"split": run.job.recipe.split},
         "features": space.facts,
         "formulas": {"frechet": "unbiased covariances, float64, symmetric eigenvalues", "rounding": "EDM's uint8 rule"},
         "inputs": run.info["inputs"],
@@ -133,52 +159,79 @@ def _work(run: Run, space: Space, source: Source, reference: Source) -> None:
     }
     (run.folder / "result.json").write_text(json_text(result, indent=1), encoding="utf-8")
     (run.folder / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    run.update(metrics=figures | {"n": float(source.n), "n_reference": float(reference.n)})
+    counts = {"n": float(source.n)} | ({} if n_reference is None else {"n_reference": float(n_reference)})
+    run.update(metrics=figures | counts)
     features.clear()
     shutil.rmtree(run.folder / "features")
 
 
-def _figures(config: Any, space: Space, fake: Tensor, real: Tensor, seed: int) -> tuple[dict[str, float], list[str]]:
+def _told(progress: Progress, before: int, done: int) -> None:
+    progress.update(before + done, {})
+
+
+def _figures(
+    config: Any, space: Space, fake: Tensor, real: Tensor | Statistics | None, seed: int
+) -> tuple[dict[str, float], list[str]]:
     """The figures by name, and a line for each."""
-    wanted = dict.fromkeys((method_module("evaluate", config.name).MEASURE, *config.also))
-    counts = f"N = {len(fake)} against {len(real)}"
+    wanted = _wanted(config)
     figures: dict[str, float] = {}
     lines = []
-    known = moments(real)
+    if "is" in wanted:
+        if not space.logits:
+            raise RecipeError("method.also: the Inception score needs Inception's logits", hint="gentk evaluate is")
+        score = inception_score(fake[:, -space.logits :], splits=config.splits)
+        fake = fake[:, : -space.logits]
+        real = real[:, : -space.logits] if isinstance(real, Tensor) else real
+        figures |= {f"is{space.suffix}": score.mean, f"is{space.suffix}_std": score.std}
+        lines.append(f"is{space.suffix} {score.mean:.4g} +- {score.std:.2g} ({config.splits} splits), N = {len(fake)}")
+    if real is None:
+        return figures, lines
+    known = real.moments if isinstance(real, Statistics) else moments(real)
+    counts = f"N = {len(fake)} against {(real.n or '?') if isinstance(real, Statistics) else len(real)}"
     if "fd" in wanted:
-        few = min(len(fake), len(real)) < real.shape[1]
-        value = frechet_of(fake, real) if few else frechet_to(known)(moments(fake))
-        figures[space.figure] = value
-        line = f"{space.figure} {value:.4g}"
-        if config.blocks:
-            distance = frechet_to(known)
-            found = disjoint_blocks(lambda chosen: distance(moments(fake[chosen])), len(fake), count=config.blocks)
-            figures[f"{space.figure}_error"] = found.error
-            line += f" +- {found.error:.2g} (standard error by {config.blocks} blocks)"
+        more, line = _frechet(config, space, fake, real, known)
+        figures |= more
         lines.append(f"{line}, {counts}")
     if "infinity" in wanted:
         limit = fd_infinity(known, fake, seed=seed)
         figures[f"{space.figure}_infinity"] = limit.value
         lines.append(f"{space.figure}_infinity {limit.value:.4g} +- {limit.error:.2g} (fit), {counts}")
     if "kid" in wanted:
-        size = config.subset
-        if min(len(fake), len(real)) < size:
+        assert isinstance(real, Tensor)
+        size, most = config.subset, min(len(fake), len(real))
+        if most < size:
             raise RecipeError(
-                f"method.subset: {size} is more than the {min(len(fake), len(real))} images at hand",
+                f"method.subset: {size} is more than the {most} images at hand",
                 hint="--set method.subset=100, and say so beside the figure",
             )
-        score = kid(real, fake, subsets=config.subsets, size=size, seed=seed)
-        figures |= {f"kid{space.suffix}": score.mean, f"kid{space.suffix}_std": score.std}
+        found = kid(real, fake, subsets=config.subsets, size=size, seed=seed)
+        figures |= {f"kid{space.suffix}": found.mean, f"kid{space.suffix}_std": found.std}
         lines.append(
-            f"kid{space.suffix} {score.mean:.4g} +- {score.error:.2g}, {config.subsets} subsets of {size}, {counts}"
+            f"kid{space.suffix} {found.mean:.4g} +- {found.error:.2g}, {config.subsets} subsets of {size}, {counts}"
         )
     if "prdc" in wanted:
+        assert isinstance(real, Tensor)
         shares = prdc(real, fake, config.k)
         names = ("precision", "recall", "density", "coverage")
-        found_shares = {f"{name}{space.suffix}": float(getattr(shares, name)) for name in names}
-        figures |= found_shares
-        lines += [f"{name} {value:.4f}, k = {config.k}, {counts}" for name, value in found_shares.items()]
+        by_name = {f"{name}{space.suffix}": float(getattr(shares, name)) for name in names}
+        figures |= by_name
+        lines += [f"{name} {value:.4f}, k = {config.k}, {counts}" for name, value in by_name.items()]
     return figures, lines
+
+
+def _frechet(
+    config: Any, space: Space, fake: Tensor, real: Tensor | Statistics, known: Moments
+) -> tuple[dict[str, float], str]:
+    distance = frechet_to(known)
+    # Fewer samples than dimensions: the same number from the features themselves, exactly and at once.
+    few = isinstance(real, Tensor) and min(len(fake), len(real)) < real.shape[1]
+    value = frechet_of(fake, real) if few and isinstance(real, Tensor) else distance(moments(fake))
+    figures, line = {space.figure: value}, f"{space.figure} {value:.4g}"
+    if config.blocks:
+        found = disjoint_blocks(lambda chosen: distance(moments(fake[chosen])), len(fake), count=config.blocks)
+        figures[f"{space.figure}_error"] = found.error
+        line += f" +- {found.error:.2g} (standard error by {config.blocks} blocks)"
+    return figures, line
 
 
 def moments(features: Tensor) -> Moments:

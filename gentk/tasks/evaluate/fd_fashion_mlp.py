@@ -1,13 +1,14 @@
-"""Frechet distance in the features of a small Fashion-MNIST network, for 28 x 28 grey images (not an FID)."""
+"""Frechet distance in the features of a small Fashion-MNIST network, 28 x 28 grey images (not an FID)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from gentk.tasks.evaluate import ImageSettings, Measure
 
 DONE_BY = "_distribution"
-FEATURES = "fashion-mlp"
 MEASURE: Measure = "fd"
 
 
@@ -15,3 +16,4 @@ class Config(ImageSettings):
     """Settings of the measurement."""
 
     name: Literal["fd-fashion-mlp"]
+    features: Literal["fashion-mlp"] = Field("fashion-mlp", description="the feature network")

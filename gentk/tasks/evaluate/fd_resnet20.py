@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from gentk.tasks.evaluate import ImageSettings, Measure
 
 DONE_BY = "_distribution"
-FEATURES = "resnet20"
 MEASURE: Measure = "fd"
 
 
@@ -15,3 +16,4 @@ class Config(ImageSettings):
     """Settings of the measurement."""
 
     name: Literal["fd-resnet20"]
+    features: Literal["resnet20"] = Field("resnet20", description="the feature network")
