@@ -208,7 +208,7 @@ def test_an_unknown_name() -> None:
 
 
 @pytest.fixture(scope="module")
-def test_sets() -> dict[str, DataSet]:
+def held_out() -> dict[str, DataSet]:
     return {name: load(Data(name=name), "test") for name in ("mnist", "fashion-mnist", "cifar10")}
 
 
@@ -233,11 +233,11 @@ def right(net: nn.Module, data: DataSet, n: int) -> int:
         ("fashion_mnist_mlp", "fashion-mnist", 8946),
     ],
 )
-def test_accuracy(name: str, data: str, expected: int, test_sets: dict[str, DataSet]) -> None:
+def test_accuracy(name: str, data: str, expected: int, held_out: dict[str, DataSet]) -> None:
     net = pretrained(name)
     assert not net.training
     assert not any(p.requires_grad for p in net.parameters())
-    assert right(net, test_sets[data], 10000) == expected
+    assert right(net, held_out[data], 10000) == expected
 
 
 def within(count: int, n: int, share: float) -> bool:
@@ -246,9 +246,9 @@ def within(count: int, n: int, share: float) -> bool:
 
 
 @on_real_data
-def test_accuracy_of_resnets_on_a_share(test_sets: dict[str, DataSet]) -> None:
+def test_accuracy_of_resnets_on_a_share(held_out: dict[str, DataSet]) -> None:
     """1000 images against the figures of 10000: 9263 for resnet32, and 3973 for resnet20 without normalisation."""
-    n, cifar = 1000, test_sets["cifar10"]
+    n, cifar = 1000, held_out["cifar10"]
     assert within(right(pretrained("cifar10_resnet32"), cifar, n), n, 0.9263)
     net = pretrained("cifar10_resnet20")
     bare = ImageClassifier(net.backbone, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
