@@ -209,4 +209,4 @@ def test_bits_per_dimension_of_real_digits() -> None:
     metrics = info(Path("run"))["metrics"]
     assert metrics["nll_low"] < metrics["nll"] < metrics["nll_high"]
     assert abs(metrics["nll"] - 1.033) < 4 * metrics["nll_std"] / 10
-    assert json.loads(Path("run/result.json").read_text())["score"]["judge"] == "flow-vardeq"
+    assert "mnist_flow_vardeq" in json.loads(Path("run/result.json").read_text())["score"]["judge"]
