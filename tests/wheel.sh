@@ -7,6 +7,7 @@ constraints=$(realpath "$(dirname "$0")/../constraints.txt")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+unset GENTK_DATA
 "${PYTHON:-python3.11}" -m venv env
 env/bin/pip install --quiet --disable-pip-version-check -c "$constraints" "$wheel"
 gentk=env/bin/gentk
@@ -25,5 +26,9 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
     evaluate) cut=(--quiet --set method.n=200) ;;
   esac
   echo "-- gentk $task --recipe $recipe"
-  $gentk "$task" --recipe "$recipe" --out "runs/${recipe//\//-}" "${cut[@]}"
+  $gentk "$task" --recipe "$recipe" --out "runs/${recipe//\//-}" "${cut[@]}" || {
+    code=$?
+    # metrics of data that no wheel holds say so; that is all that may be missing
+    if [[ $task != evaluate || $code != 3 ]]; then exit $code; fi
+  }
 done
