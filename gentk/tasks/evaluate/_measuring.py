@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +13,12 @@ from gentk.engine import inputs, precision
 from gentk.engine.generative import Judge, Sampler
 from gentk.engine.run import Job, Outcome, Run, read_info
 from gentk.engine.stop import listening
-from gentk.errors import GentkError, MissingAsset, RecipeError
+from gentk.errors import MissingAsset, RecipeError
 from gentk.metrics.quality import halves, quality
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout, load
-from gentk.recipe.schema import Data
 from gentk.recipe.store import model_path
+from gentk.tasks.evaluate._sources import of_folder, of_npz
 
 
 def execute(job: Job) -> Outcome:
@@ -102,38 +99,9 @@ def _located(ref: str) -> Path:
 def _stored(path: Path) -> Tensor | None:
     """Samples that lie on disk, as the data sets give them; None when `path` is a model."""
     if path.suffix == ".npz":
-        return _from_npz(path)
-    if path.is_dir():
-        parts = [data.load(Data(name=f"images:{path}"), split) for split in ("train", "test")]
-        return torch.cat([part.batch(torch.arange(len(part)))[0] for part in parts])
-    return None
-
-
-# what numpy, zipfile and torch raise for files that are cut off, foreign, encrypted or hold text or objects
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
-
-def _from_npz(path: Path) -> Tensor:
-    try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)  # no code of the file runs
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            with archive:
-                x = torch.from_numpy(archive["samples"])
-    except _UNREADABLE as e:
-        raise GentkError(
-            f"{path}: not an .npz file with an array `samples` of numbers: {e}", hint="gentk sample writes such files"
-        ) from e
-    if len(x.shape) and not len(x):
-        raise GentkError(f"{path}: `samples` is empty")
-    if x.dtype == torch.uint8 and x.dim() == 4:
-        return x.float() / 127.5 - 1
-    if x.dtype in (torch.float32, torch.float64) and x.dim() == 2:
-        if not bool(torch.isfinite(x).all()):
-            raise GentkError(f"{path}: the samples are not all finite")
-        return x.float()
-    raise GentkError(
-        f"{path}: `samples` is {x.dtype} of shape {tuple(x.shape)}",
-        hint="expected uint8 (N, C, H, W) or float32 (N, D)",
-    )
+        x = of_npz(path).all()
+    elif path.is_dir():
+        x = of_folder(path).all()
+    else:
+        return None
+    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x

@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -116,43 +117,30 @@ def of_npz(path: Path) -> Source:
     return Source(str(path), shape[0], tuple(shape[1:]), batches, {"format": "npz"})
 
 
-class _npz:
+@contextmanager
+def _npz(path: Path) -> Iterator[None]:
     """Turns what a damaged file makes the readers raise into one message with its name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, _tb: Any) -> None:
-        if isinstance(error, _UNREADABLE):
-            raise GentkError(
-                f"{self.path}: not an .npz file with an array `samples` of numbers: {error}",
-                hint="gentk sample writes such files",
-            ) from error
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise GentkError(
+            f"{path}: not an .npz file with an array `samples` of numbers: {error}",
+            hint="gentk sample writes such files",
+        ) from error
 
 
-class _member:
+@contextmanager
+def _member(path: Path) -> Iterator[tuple[tuple[int, ...], np.dtype[Any], IO[bytes]]]:
     """The array `samples` inside an .npz file: (shape, dtype, stream of its bytes)."""
-
-    def __init__(self, path: Path) -> None:
-        self.archive = zipfile.ZipFile(path)
-        self.stream: IO[bytes] = self.archive.open("samples.npy")
-
-    def __enter__(self) -> tuple[tuple[int, ...], np.dtype[Any], IO[bytes]]:
-        version = np.lib.format.read_magic(self.stream)
+    with zipfile.ZipFile(path) as archive, archive.open("samples.npy") as stream:
+        version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(self.stream)
+        shape, fortran, dtype = read(stream)
         if fortran and len(shape) > 1:
             raise ValueError("its array is in Fortran order")
         if dtype.hasobject:
             raise ValueError("it holds objects")
-        return shape, dtype, self.stream
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
-        self.archive.close()
+        yield shape, dtype, stream
 
 
 def _skip(stream: IO[bytes], n: int) -> None:

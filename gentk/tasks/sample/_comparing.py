@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gentk import data
 from gentk.engine import inputs, precision
-from gentk.engine.draw import batches, draw
+from gentk.engine.draw import batches
 from gentk.engine.generative import rounded
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
@@ -108,23 +108,7 @@ def _work(run: Run, sections: dict[str, Any], where: torch.device) -> None:
 
 
 def _samples(recipe: Any, plan: Plan, n: int, where: torch.device) -> Tensor:
-    parts = [
-        draw(
-            plan.denoise,
-            plan.process,
-            plan.solve,
-            plan.grid,
-            shape=plan.model.shape,
-            cycle=plan.cycle,
-            seed=recipe.seed,
-            first=first,
-            n=count,
-            where=where,
-            **plan.own,
-        )
-        for first, count in batches(recipe.first, n, recipe.batch)
-    ]
-    return torch.cat(parts)
+    return torch.cat([plan.draw(recipe.seed, first, m, where) for first, m in batches(recipe.first, n, recipe.batch)])
 
 
 def _exact(recipe: Any, where: torch.device) -> Tensor:

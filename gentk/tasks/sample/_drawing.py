@@ -49,6 +49,22 @@ class Plan:
     cycle: tuple[int, ...]
     nfe: int
 
+    def draw(self, seed: int, first: int, n: int, where: torch.device) -> Tensor:
+        """Samples `first` to `first + n` of `seed`, in one batch."""
+        return draw(
+            self.denoise,
+            self.process,
+            self.solve,
+            self.grid,
+            shape=self.model.shape,
+            cycle=self.cycle,
+            seed=seed,
+            first=first,
+            n=n,
+            where=where,
+            **self.own,
+        )
+
 
 def solver(config: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
     """The `solve` of a method's section, and its own settings."""
@@ -171,19 +187,7 @@ def _work(run: Run, where: torch.device) -> None:
             part = _kept(path, stamp)
             if part is None:
                 begun = time.perf_counter()
-                x = draw(
-                    plan.denoise,
-                    plan.process,
-                    plan.solve,
-                    plan.grid,
-                    shape=plan.model.shape,
-                    cycle=plan.cycle,
-                    seed=recipe.seed,
-                    first=first,
-                    n=count,
-                    where=where,
-                    **plan.own,
-                )
+                x = plan.draw(recipe.seed, first, count, where)
                 took = time.perf_counter() - begun
                 part = {"samples": x, "seconds": torch.tensor(took, dtype=torch.float64)}
                 replace_tensors(path, part, stamp)
