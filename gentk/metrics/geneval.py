@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from gentk.errors import MissingAsset, RunFailed
-from gentk.metrics.registry import Weights
+from gentk.recipe.weights import Weights
 
 PROMPTS = Weights(
     name="evaluation_metadata.jsonl",

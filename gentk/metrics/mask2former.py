@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentk.errors import GentkError, RunFailed
-from gentk.metrics import hub
 from gentk.metrics.geneval import Detection, Objects
+from gentk.recipe import hub
 
 MODEL = "facebook/mask2former-swin-small-coco-instance"
 # GenEval's names of COCO's 80 classes, in COCO's order.

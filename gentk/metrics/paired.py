@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gentk.errors import GentkError, RunFailed
 from gentk.metrics import registry, states
-from gentk.metrics.registry import Weights
+from gentk.recipe.weights import Weights
 
 Net = Literal["alex", "vgg"]
 _WINDOW = 11  # of SSIM

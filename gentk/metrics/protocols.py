@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gentk.errors import GentkError, RecipeError, RunFailed, did_you_mean
-from gentk.metrics import extras, registry, resizing
+from gentk.metrics import registry, resizing
 from gentk.nets import inception
+from gentk.recipe import extras
+from gentk.recipe.weights import digest, find
 
 ImageExtractor = Callable[[Tensor], Tensor]  # uint8 (N, C, H, W), grey or RGB -> float64 (N, F) on the CPU
 _Network = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -103,7 +105,7 @@ def protocol(
         raise RecipeError(f"protocol `{name}` is unknown{did_you_mean(name, NAMES)}", hint=f"known: {', '.join(NAMES)}")
     device = torch.device(where)
     published = registry.DINOV2_VITL14 if name == "fd-dinov2" else registry.INCEPTION
-    path = registry.find(published, weights, offline)
+    path = find(published, weights, offline)
     rule = _INCEPTION.get(name, _DINO)
     if name == "fd-dinov2":
         network, extractor = _dinov2(path, device), "DINOv2 ViT-L/14, normalised class token (1024)"
@@ -112,7 +114,7 @@ def protocol(
     facts = {
         "extractor": extractor,
         "weights": published.name,
-        "weights_sha256": registry.digest(path),
+        "weights_sha256": digest(path),
         "resize": rule.resize,
         "range": rule.range,
         "formula": _FORMULA,

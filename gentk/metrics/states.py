@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from gentk.errors import GentkError, MissingAsset
-from gentk.metrics.registry import Weights, find
+from gentk.recipe.weights import Weights, find
 
 State = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def locate(weights: Weights, given: Path | None, offline: bool) -> Path:
-    """The file `given`, or `weights` as `registry.find` finds it; raises what that raises.
+    """The file `given`, or `weights` as `gentk.recipe.weights.find` finds it; raises what that raises.
 
     A file of another format than the published one, converted by somebody, has no checksum to be held to.
     """

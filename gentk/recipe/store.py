@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import exists, isdir, isfile  # unlike Path's, these take a name too long for one of no file
@@ -36,6 +37,16 @@ def root() -> Path:
 def assets() -> Path:
     """The folder of the models that ship with the package."""
     return Path(gentk.__file__).parent / "assets"
+
+
+def cache() -> Path:
+    """The folder of what was downloaded or imported, whether it exists or not.
+
+    $GENTK_CACHE, else `gentk` under $XDG_CACHE_HOME, else `~/.cache/gentk`.
+    """
+    named = os.environ.get("GENTK_CACHE")
+    root = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gentk"
+    return root.expanduser()
 
 
 def recipes() -> list[Entry]:

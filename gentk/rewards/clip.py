@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from gentk.errors import RecipeError, did_you_mean
 from gentk.metrics import states
-from gentk.metrics.registry import CLIP_VITL14, Weights
+from gentk.metrics.registry import CLIP_VITL14
+from gentk.recipe.weights import Weights
 from gentk.rewards import pixels, towers
 
 CLIP_VITB32 = Weights(

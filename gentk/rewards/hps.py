@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gentk.metrics import states
-from gentk.metrics.registry import HPS_V2, HPS_V21, Weights
+from gentk.metrics.registry import HPS_V2, HPS_V21
+from gentk.recipe.weights import Weights
 from gentk.rewards import pixels, towers
 
 Version = Literal["2.0", "2.1"]

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gentk.errors import GentkError
-from gentk.metrics import hub, states
-from gentk.metrics.registry import IMAGE_REWARD, Weights
+from gentk.metrics import states
+from gentk.metrics.registry import IMAGE_REWARD
+from gentk.recipe import hub
+from gentk.recipe.weights import Weights
 from gentk.rewards import pixels
 from gentk.rewards.aesthetic import Head
 

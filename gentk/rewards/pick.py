@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gentk.metrics import hub, states
+from gentk.metrics import states
+from gentk.recipe import hub
 from gentk.rewards import pixels, towers
 
 MODEL = "yuvalkirstain/PickScore_v1"

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentk.errors import GentkError
-from gentk.metrics import extras, hub, states
-from gentk.metrics.registry import Weights
+from gentk.metrics import states
+from gentk.recipe import extras, hub
+from gentk.recipe.weights import Weights
 from gentk.rewards import pixels
 
 

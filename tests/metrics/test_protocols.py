@@ -21,13 +21,14 @@ from torch.nn import functional as F
 
 from gentk.data import to_uint8
 from gentk.errors import GentkError, MissingAsset, RecipeError, RunFailed
-from gentk.metrics import protocols, registry
+from gentk.metrics import protocols
 from gentk.metrics.frechet import frechet_of
 from gentk.metrics.inception_score import inception_score
 from gentk.metrics.kernel import kid
 from gentk.metrics.neighbours import precision_recall
 from gentk.metrics.protocols import Protocol, protocol
 from gentk.nets import inception
+from gentk.recipe.weights import digest
 
 N = 6  # images a side: the networks take a quarter of a second for each
 
@@ -163,7 +164,7 @@ def test_what_stands_beside_a_figure(ours: Any, weights: Path) -> None:
     for name, each in ours.protocols.items():
         assert each.name == name
         assert json.loads(json.dumps(each.facts)) == each.facts
-        assert each.facts["weights_sha256"] == registry.digest(weights)
+        assert each.facts["weights_sha256"] == digest(weights)
         assert each.facts.keys() == {"extractor", "weights", "weights_sha256", "resize", "range", "formula"}
     assert len({each.facts["resize"] for each in ours.protocols.values()}) == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -277,7 +278,7 @@ def test_fd_dinov2(tmp_path: Path, real: Tensor, monkeypatch: pytest.MonkeyPatch
     features, logits = dino.extract(real[:3])
     assert logits is None
     assert (features.shape, features.dtype) == ((3, 384), torch.float64)
-    assert dino.facts["weights_sha256"] == registry.digest(path)
+    assert dino.facts["weights_sha256"] == digest(path)
     # The class token after the last norm: mean 0 and variance 1 over its entries, as the norm has no slope yet.
     torch.testing.assert_close(features.mean(1), torch.zeros(3).double(), rtol=0, atol=1e-5)
     torch.testing.assert_close(features.var(1, correction=0), torch.ones(3).double(), rtol=0, atol=1e-3)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gentk.errors import MissingAsset
-from gentk.metrics import extras, hub, mask2former, paired
+from gentk.metrics import mask2former, paired
+from gentk.recipe import extras, hub
 from gentk.rewards import aesthetic, clip, colours, hps, image_reward, pick
 from tests.rewards.conftest import CPU
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gentk.errors import MissingAsset
-from gentk.metrics import hub
+from gentk.recipe import hub
 from gentk.rewards import pick, pixels
 from tests.rewards.conftest import CPU, noise, pictures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gentk.errors import GentkError, MissingAsset
-from gentk.metrics import extras, registry
+from gentk.recipe import extras, weights
 
 _WEIGHTS = ("*.json", "*.txt", "*.safetensors")
 
@@ -29,7 +29,7 @@ def folder(ref: Path | str, *, offline: bool, files: Sequence[str] = _WEIGHTS, n
             raise MissingAsset(f"{ref}: no such folder", hint="give a folder with config.json, or a hub id OWNER/NAME")
         return _holding(place, needed)
     snapshot_download = extras.load("huggingface_hub", "t2i").snapshot_download
-    offline = offline or registry.forbidden()
+    offline = offline or weights.forbidden()
     try:
         return _holding(Path(snapshot_download(ref, allow_patterns=list(files), local_files_only=offline)), needed)
     except (OSError, ValueError) as error:  # the hub's errors are both: no network, no such id, no such file
