@@ -133,7 +133,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (B, C, S, S), c_noise (B,), cond (B,) int64 or None -> (B, C, S, S), the raw prediction."""
-        emb = self.time(frequencies(c_noise, self.width))
+        emb = self.time(frequencies(c_noise, self.width).to(x.dtype))
         if self.label is not None:
             null = torch.full_like(c_noise, self.classes, dtype=torch.long)
             emb = emb + self.label(null if cond is None else cond)

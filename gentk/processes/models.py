@@ -1,8 +1,9 @@
 """Models by name, run or file: a safetensors file and its header become a network that can be called.
 
 A header says `kind` (denoiser | generator | classifier), `net`, `data` (name, shape, classes) and, but for classifiers,
-`process`, `predicts` and `sigma_data`; a one-step generator is a denoiser that is called once at `sigma_init`. Where it
-is known, `data` also holds the recipe's `section` and a denoiser's header its `label_dropout`.
+`process`, `predicts` and `sigma_data`, and `inputs` where the network has its own; a one-step generator is
+a denoiser that is called once at `sigma_init`. Where it is known, `data` also holds the recipe's `section` and a
+denoiser's header its `label_dropout`.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
     load_into(net, path)
     if header["kind"] != "classifier":
         process = schedules.build(_section(schema.Process, header["process"], f"{path}: header: process"))
-        net = Denoiser(net, process, header["predicts"], header["sigma_data"])
+        predicts = _section(schema.Predicts, header["predicts"], f"{path}: header: predicts")
+        inputs = _section(schema.Inputs, header.get("inputs", {}), f"{path}: header: inputs")
+        net = Denoiser(net, process, predicts, header["sigma_data"], inputs)
     return Model(ref, net.to(where).eval().requires_grad_(False), header)
 
 

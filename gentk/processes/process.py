@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-Kind = Literal["x0", "eps", "v", "flow", "score", "velocity"]
+Kind = Literal["x0", "eps", "v", "flow", "reverse-eps", "reverse-flow", "score", "velocity"]
 
 
 class Process(Protocol):
@@ -95,6 +95,10 @@ def _row(kind: Kind, process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
             return -process.sigma(t), process.alpha(t)
         case "flow":  # noise minus data: the velocity of the straight path (Liu et al. 2022, arXiv:2209.03003)
             return -one, one
+        case "reverse-eps":  # score times sigma: score_sde's variance-exploding nets (arXiv:2011.13456)
+            return zero, -one
+        case "reverse-flow":  # data minus noise: where time runs from noise to data, as in Liu et al.'s own code
+            return one, -one
         case "score":  # grad log p_t(x_t) = -E[eps | x_t] / sigma (Tweedie)
             return zero, -1 / process.sigma(t)
         case "velocity":  # dx/dt of the probability-flow ODE (Song et al. 2021, arXiv:2011.13456, eq. 13)

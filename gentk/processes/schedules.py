@@ -148,7 +148,9 @@ class Discrete:
     """The process of networks with `steps` timesteps: DDPM (Ho et al. 2020, arXiv:2006.11239), Stable Diffusion.
 
     Time k + 1 is timestep k, where s^2 = (1 - abar_k) / abar_k, abar_k = prod_{j <= k} (1 - beta_j). Between timesteps
-    ln s is linear in time, from 0 to 1 s itself is; alpha = 1 / sqrt(1 + s^2) and sigma = s alpha throughout. At a
+    ln s is linear in time, from 0 to 1 s itself is; sigma = s / sqrt(1 + s^2) and alpha = c / sqrt(1 + s^2) throughout.
+    c = `data_scale` for networks whose data were c times ours (0.5 for images in [-0.5, 0.5]); below time 1 it runs to
+    1, linear in time, so that what arrives at 0 is data. sigma / alpha is s / c. At a
     timestep the derivatives are those of the piece below, into which solvers step. They jump there: solvers that use
     them (euler, heun) keep an error of some 1e-5 however fine the grid; those that work in s or lambda do not.
     """
@@ -157,6 +159,7 @@ class Discrete:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     steps: int = 1000
+    data_scale: float = 1.0
     name: ClassVar[str] = "discrete"
 
     @property
@@ -177,10 +180,15 @@ class Discrete:
         first = logs[0].exp()
         return torch.where(t <= 1, t * first, s), torch.where(t <= 1, first, s * (logs[k] - logs[k - 1]))
 
+    def _c(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """c and dc/dt in float64."""
+        t, slope = t.double(), self.data_scale - 1
+        return 1 + slope * t.clamp_max(1), torch.where(t <= 1, slope, 0.0)
+
     def alpha(self, t: Tensor) -> Tensor:
-        """1 / sqrt(1 + s^2); sqrt(abar_k) at k + 1."""
-        s, _ = self._s(t)
-        return torch.rsqrt(1 + s**2).to(t.dtype)
+        """c / sqrt(1 + s^2); c sqrt(abar_k) at k + 1."""
+        (s, _), (c, _) = self._s(t), self._c(t)
+        return (c * torch.rsqrt(1 + s**2)).to(t.dtype)
 
     def sigma(self, t: Tensor) -> Tensor:
         """s / sqrt(1 + s^2); sqrt(1 - abar_k) at k + 1."""
@@ -188,23 +196,25 @@ class Discrete:
         return (s * torch.rsqrt(1 + s**2)).to(t.dtype)
 
     def d_alpha(self, t: Tensor) -> Tensor:
-        """-s s' alpha^3."""
-        s, ds = self._s(t)
-        return (-s * ds * torch.rsqrt(1 + s**2) ** 3).to(t.dtype)
+        """c' / sqrt(1 + s^2) - c s s' / sqrt(1 + s^2)^3."""
+        (s, ds), (c, dc) = self._s(t), self._c(t)
+        root = torch.rsqrt(1 + s**2)
+        return (dc * root - c * s * ds * root**3).to(t.dtype)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """s' alpha^3."""
+        """s' / sqrt(1 + s^2)^3."""
         s, ds = self._s(t)
         return (ds * torch.rsqrt(1 + s**2) ** 3).to(t.dtype)
 
     def t_of(self, ratio: Tensor) -> Tensor:
         """The piece that holds s by bisection, then its inverse; above the last timestep its line goes on."""
-        s, logs = ratio.double(), _log_ratios(self, ratio.device)
-        first = logs[0].exp()
+        r, logs = ratio.double(), _log_ratios(self, ratio.device)
+        first, s = logs[0].exp(), r * self.data_scale
         log = s.clamp_min(first).log()
         k = torch.searchsorted(logs, log).clamp(1, self.steps - 1)
         t = k + (log - logs[k - 1]) / (logs[k] - logs[k - 1])
-        return torch.where(s <= first, s / first, t).to(ratio.dtype)
+        below = r / (first + r * (1 - self.data_scale))  # of r = t first / c(t)
+        return torch.where(s <= first, below, t).to(ratio.dtype)
 
 
 @cache
@@ -229,7 +239,7 @@ def build(section: schema.Process) -> Process:
         case schema.RectifiedFlow():
             process = RectifiedFlow(section.t_min, section.t_max)
         case schema.Discrete():
-            process = Discrete(section.schedule, section.beta_start, section.beta_end, section.steps)
+            process = Discrete(**section.model_dump(exclude={"name"}))
     if not process.t_min < process.t_max:
         raise RecipeError(
             f"process `{process.name}`: the smallest time {process.t_min:g} is not below the largest {process.t_max:g}",

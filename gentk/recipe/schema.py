@@ -148,6 +148,9 @@ class Discrete(Section):
     beta_start: PositiveFloat = Field(1e-4, description="beta of timestep 0")
     beta_end: Annotated[float, Field(gt=0, lt=1)] = Field(0.02, description="beta of the last timestep")
     steps: Annotated[int, Field(ge=2)] = Field(1000, description="timesteps of the training")
+    data_scale: PositiveFloat = Field(
+        1.0, description="the network's data over data in [-1, 1]: 0.5 where it learned images in [-0.5, 0.5]"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -157,7 +160,18 @@ class Discrete(Section):
 
 
 Process = Annotated[VE | VP | Cosine | RectifiedFlow | Discrete, Field(discriminator="name")]
-Predicts = Literal["edm", "x0", "eps", "v", "flow"]
+Predicts = Literal["edm", "x0", "eps", "v", "flow", "reverse-eps", "reverse-flow"]
+
+
+class Inputs(Section):
+    """What a network takes for the sample x_t and the noise level; the label is `factor` * value + `offset`."""
+
+    scale: Literal["unit", "process"] = Field("unit", description="x_t scaled to unit variance, or x_t as it is")
+    label: Literal["log-ratio", "time"] = Field(
+        "log-ratio", description="value of the label: ln of the noise-to-signal ratio, or process time"
+    )
+    factor: float = Field(0.25, description="times the value")
+    offset: float = Field(0.0, description="plus this")
 
 
 class LogNormal(Section):

@@ -173,6 +173,38 @@ def test_a_header_that_is_not_understood(tmp_path: Path, changes: dict[str, Any]
     assert "upgrade gentk" in failure.value.hint
 
 
+def test_inputs_of_published_networks_are_read(tmp_path: Path) -> None:
+    """With `inputs` in the header the network is called as it says; without, as gentk's own are."""
+    own = schema.Inputs(scale="process", label="time", factor=-999.0, offset=999.0)
+    path = tmp_path / "m.safetensors"
+    net = save(path, "denoiser", inputs=own.model_dump(mode="json"), predicts="reverse-flow").eval()
+    loaded = load(path).net
+    assert isinstance(loaded, Denoiser)
+    assert (loaded.inputs, loaded.predicts) == (own, "reverse-flow")
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.25, 0.75])
+    with torch.no_grad():  # Liu et al.: x1 = x + (1 - t') F(x, 999 t'), t' = 1 - t
+        want = x + t[:, None, None, None] * net(x, 999 * (1 - t))
+        torch.testing.assert_close(loaded(x, t), want, rtol=1e-5, atol=1e-5)
+    save(path, "denoiser")
+    plain = load(path).net
+    assert isinstance(plain, Denoiser)
+    assert plain.inputs == schema.Inputs()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inputs": {"scale": "input"}}, "header: inputs: not understood"),
+        ({"inputs": {"label": "time", "power": 2.0}}, "header: inputs: not understood"),
+        ({"predicts": "noise"}, "header: predicts: not understood"),
+    ],
+)
+def test_inputs_that_are_not_known_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    save(tmp_path / "m.safetensors", "denoiser", **changes)
+    with pytest.raises(GentkError, match=said):
+        load(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("damage", ["empty", "short", "long", "no header", "bad json", "foreign", "text"])
 def test_a_damaged_file_names_itself(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "m.safetensors"
