@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from PIL.Image import Image
@@ -20,13 +21,13 @@ from gentk.metrics.frechet import Moments, frechet
 from gentk.metrics.quality import all_of, moments, quality
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.grids import build, to_times
-from gentk.recipe.schema import KarrasGrid, Measure
-from gentk.solvers import evaluations, heun, one_step
+from gentk.recipe.schema import KarrasGrid, Measure, TimeGrid
+from gentk.solvers import euler, evaluations, heun, one_step
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model and the way it is sampled: many Heun steps, or one step from noise level `sigma_init`."""
+    """A model and the way it is sampled: many steps, or one step from noise level `sigma_init`, which may be inf."""
 
     denoiser: Denoiser
     shape: tuple[int, ...]
@@ -34,11 +35,26 @@ class Sampler:
     where: torch.device
     steps: int = 18
     sigma_init: float | None = None
+    solver: Literal["heun", "euler"] = "heun"
+    grid: Literal["karras", "time"] = "karras"
+
+    @classmethod
+    def many(
+        cls,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        cycle: tuple[int, ...],
+        where: torch.device,
+        measure: Measure | None,
+    ) -> Sampler:
+        """A many-step model, drawn from as a recipe's `measure:` says."""
+        own = {} if measure is None else measure.model_dump(include={"steps", "solver", "grid"})
+        return cls(denoiser, shape, cycle, where, **own)
 
     @property
     def nfe(self) -> int:
         """Network evaluations per sample."""
-        return 1 if self.sigma_init is not None else evaluations(heun.solve, self.denoiser.process, self._grid)
+        return evaluations(self._solve, self.denoiser.process, self._grid)
 
     def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
         """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
@@ -49,7 +65,7 @@ class Sampler:
         return draw(
             self.denoiser,
             self.denoiser.process,
-            one_step.solve if self.sigma_init is not None else heun.solve,
+            self._solve,
             self._grid,
             shape=self.shape,
             cycle=self.cycle,
@@ -59,12 +75,20 @@ class Sampler:
             where=self.where,
         )
 
+    @property
+    def _solve(self) -> Callable[..., Tensor]:
+        if self.sigma_init is not None:
+            return one_step.solve
+        return {"heun": heun.solve, "euler": euler.solve}[self.solver]
+
     @cached_property
     def _grid(self) -> Tensor:
-        """EDM's grid within what the process allows, used for every many-step figure; or the one level and 0."""
+        """EDM's grid within what the process allows, or even times from its end to 0; or the one level and 0."""
         process = self.denoiser.process
         if self.sigma_init is not None:
-            return to_times(process, torch.tensor([self.sigma_init, 0.0], dtype=torch.float64))
+            return to_times(process, torch.tensor([float(self.sigma_init), 0.0], dtype=torch.float64))
+        if self.grid == "time":
+            return build(TimeGrid(name="time", t_min=0.0), self.steps, process)
         return build(KarrasGrid(name="karras"), self.steps, process)
 
 

@@ -1,15 +1,16 @@
 """Generator losses whose gradient is that of a divergence between the generator's noised law and the teacher's.
 
-All of them live in denoiser space and in variance-exploding coordinates, which every process is brought to by
-`gentk.processes.denoiser.at_sigma`:
+All of them live in denoiser space, which is the same for every process:
 
     symbol        meaning
     x0            the generator's sample, with its graph
-    x_t           x0 + s eps, eps fresh: independent of the noise that made x0
-    d_teacher     D_q(x_t, s), the teacher's denoiser
-    d_fake        D_psi(x_t, s), a denoiser fitted to the generator's own samples
+    x_t           alpha x0 + sigma eps, eps fresh: independent of the noise that made x0
+    s             sigma / alpha
+    d_teacher     D_q(x_t), the teacher's denoiser at that level
+    d_fake        D_psi(x_t), a denoiser fitted to the generator's own samples
     delta         d_teacher - d_fake
-    y             s_psi - s_q = -delta / s^2, the difference of the scores at x_t
+    y             s_psi - s_q = -delta / s^2, the difference of the scores at x_t / alpha
+    t             s / (1 + s), flow time; v = (x - D) / t the velocity there, v_q - v_psi = -delta / t
 
 Both denoisers are evaluated with their PARAMETERS frozen (`requires_grad_(False)`) and with gradient through x_t: under
 `no_grad` the same lines minimise something else (`sim` refuses that). Every loss is summed over the dimensions and
@@ -26,9 +27,12 @@ from torch import Tensor
 from gentk.errors import RecipeError
 from gentk.losses import distances
 from gentk.losses.distances import Distance
+from gentk.processes.times import flow_time
 
 Path = Literal["frozen", "full"]
-Weight = Literal["const", "sid-l1", "edm", "s2", "s4"]
+Weight = Literal["const", "sid-l1", "edm", "s2", "s4", "velocity"]
+
+_SMALLEST_TIME = 1e-3  # where the velocity weight, 1 / t^2, stops growing
 
 
 def sim(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, distance: Distance, c: float, path: Path) -> Tensor:
@@ -53,13 +57,37 @@ def sim(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, distance: Distance, c:
 
     Raises ValueError if x0 carries a graph that d_teacher or d_fake lack.
     """
-    if torch.is_grad_enabled() and x0.requires_grad and not (d_teacher.requires_grad and d_fake.requires_grad):
-        raise ValueError("teacher and fake score must be differentiable in x_t: freeze their parameters, not the graph")
+    _alive(x0, d_teacher, d_fake)
     delta = d_teacher - d_fake
     loss = (distances.slope(delta, distance, c) * (d_fake - x0)).flatten(1).sum(1)
     if path == "full":
         loss = loss + distances.value(delta, distance, c)
     return 0.5 * loss if distance == "l2" else loss
+
+
+def sid(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, alpha: float) -> Tensor:
+    """Score identity distillation's loss (arXiv:2404.04057), delta . (d_teacher - x0 - alpha delta): (B, ...) -> (B,).
+
+    Its gradient is that of `sim` for l2 plus (1 - alpha) times that of |delta|^2 with both denoisers frozen: alpha = 1
+    is the frozen path and alpha = 1/2 the full one; above 1 it is an extrapolation and no divergence's gradient.
+
+    Raises ValueError as `sim` does.
+    """
+    _alive(x0, d_teacher, d_fake)
+    delta = d_teacher - d_fake
+    return (delta * (d_teacher - x0 - alpha * delta)).flatten(1).sum(1)
+
+
+def fgm(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, path: Path) -> Tensor:
+    """Flow generator matching's loss (arXiv:2410.19310) times t^2: (B, ...) -> (B,). With weight `velocity` it is
+
+        frozen    L2 = 2 (v_q - v_psi) . (v_psi - (x1 - x0)), whose gradient is that of E |v_theta - v_q|^2 at fixed law
+        full      L1 + L2, L1 = |v_q - v_psi|^2, whose gradient is that of E_{x_t ~ p_theta} |v_theta - v_q|^2 in full
+
+    x1 - x0 = (x_t - x0) / t turns both into denoisers: L2 = 2 delta . (d_fake - x0) / t^2, twice SIM's l2. The target
+    x1 - x0 carries the generator's graph like all else. Raises ValueError as `sim` does.
+    """
+    return 2 * sim(x0, d_teacher, d_fake, distance="l2", c=0.0, path=path)
 
 
 def diff_instruct(x0: Tensor, d_teacher: Tensor, d_fake: Tensor) -> Tensor:
@@ -74,12 +102,19 @@ def diff_instruct(x0: Tensor, d_teacher: Tensor, d_fake: Tensor) -> Tensor:
     return (field * x0).flatten(1).sum(1)
 
 
+def _alive(x0: Tensor, d_teacher: Tensor, d_fake: Tensor) -> None:
+    if torch.is_grad_enabled() and x0.requires_grad and not (d_teacher.requires_grad and d_fake.requires_grad):
+        raise ValueError("teacher and fake score must be differentiable in x_t: freeze their parameters, not the graph")
+
+
 def weight(name: Weight, sigma: Tensor, x0: Tensor, d_teacher: Tensor, *, sigma_data: float = 0.5) -> Tensor:
     """w on a generator loss per sample: sigma () or (B,) the noise-to-signal ratio, x0 (B, ...) -> (B,) without graph.
 
-    const 1; s2, s4: sigma^-2, sigma^-4; edm: (sigma^2 + sd^2) / (sigma sd)^2; sid-l1: 1 / mean|x0 - d_teacher|, the
-    mean held above 1e-5 (SiD's code). The last depends on x0 and so is a preconditioner outside the theorem: it bends
-    the gradient by little (cosine 0.988 at s = 3) and moves no fixed point, where delta = 0.
+    const 1; s2, s4: sigma^-2, sigma^-4; edm: (sigma^2 + sd^2) / (sigma sd)^2; velocity: 1 / t^2 with t = sigma /
+    (1 + sigma) held above 1e-3, which turns squared differences of denoisers into those of velocities; sid-l1:
+    1 / mean|x0 - d_teacher|, the mean held above 1e-5 (SiD's code). The last depends on x0 and so is a preconditioner
+    outside the theorem: it bends the gradient by little (cosine 0.988 at s = 3) and moves no fixed point, where delta
+    is 0.
     """
     s = sigma.detach().to(x0.device, torch.float64).expand(len(x0))
     match name:
@@ -91,6 +126,8 @@ def weight(name: Weight, sigma: Tensor, x0: Tensor, d_teacher: Tensor, *, sigma_
             w = s**-4
         case "edm":
             w = s**-2 + sigma_data**-2
+        case "velocity":
+            w = flow_time(s).clamp_min(_SMALLEST_TIME) ** -2
         case "sid-l1":
             # Detached: the weight scales the loss of a sample, it is not something to be minimised.
             w = 1 / (x0 - d_teacher).detach().abs().flatten(1).mean(1).clamp_min(1e-5)

@@ -198,18 +198,39 @@ class KarrasUniform(Section):
         return self
 
 
+Clock = Literal["process", "flow"]  # whose time a law speaks of: the process's own, or t = s / (1 + s) for any process
+_CLOCK = "whose time: the process's own, or flow time s / (1 + s), s the noise-to-signal ratio, for any process"
+_SHIFT = "moves flow time towards noise by shift t / (1 + (shift - 1) t); 1: as it is"
+
+
 class UniformTime(Section):
-    """Uniform in the process's own time between its `t_min` and `t_max`."""
+    """Uniform in time between the process's ends."""
 
     name: Literal["uniform"]
+    clock: Clock = Field("process", description=_CLOCK)
+    shift: PositiveFloat = Field(1.0, description=_SHIFT)
+
+    @model_validator(mode="after")
+    def _shiftable(self) -> Self:
+        if self.shift != 1 and self.clock != "flow":
+            raise ValueError("shift is a map of flow time: set clock: flow")
+        return self
 
 
 class LogitNormal(Section):
-    """logit t ~ N(mean, std^2) in the process's own time scaled to [0, 1] (Esser et al. 2024)."""
+    """logit t ~ N(mean, std^2) in time scaled to [0, 1] between the process's ends (Esser et al. 2024)."""
 
     name: Literal["logit-normal"]
     mean: float = Field(0.0, description="mean of logit t")
     std: PositiveFloat = Field(1.0, description="standard deviation of logit t")
+    clock: Clock = Field("process", description=_CLOCK)
+    shift: PositiveFloat = Field(1.0, description=_SHIFT)
+
+    @model_validator(mode="after")
+    def _shiftable(self) -> Self:
+        if self.shift != 1 and self.clock != "flow":
+            raise ValueError("shift is a map of flow time: set clock: flow")
+        return self
 
 
 Times = Annotated[LogNormal | KarrasUniform | UniformTime | LogitNormal, Field(discriminator="name")]
@@ -378,5 +399,7 @@ class Measure(Section):
     features: str = Field(description="feature network (model name, run or file), or `identity` for the raw values")
     k: PositiveInt = Field(3, description="neighbours that define the manifolds of precision and recall")
     preview: NonNegativeInt = Field(0, description="samples for the figures along the way (`eval/...`); 0: none")
-    steps: PositiveInt = Field(18, description="Heun steps for a many-step model: NFE = 2 steps - 1")
+    solver: Literal["heun", "euler"] = Field("heun", description="how a many-step model is drawn from")
+    grid: Literal["karras", "time"] = Field("karras", description="its levels: EDM's, or even in the process's time")
+    steps: PositiveInt = Field(18, description="steps for a many-step model: NFE = steps (euler), 2 steps - 1 (heun)")
     batch: PositiveInt = Field(500, description="samples per network call")

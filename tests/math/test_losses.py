@@ -161,7 +161,7 @@ def test_edm_loss_is_its_definition(process, gen):
     c_skip, c_out, c_in = sd**2 / (s**2 + sd**2), s * sd / (s**2 + sd**2).sqrt(), 1 / (s**2 + sd**2).sqrt()
     denoised = c_skip * x_hat + c_out * Net(0.4)(c_in * x_hat, s.log() / 4, label)
     want = ((s**2 + sd**2) / (s * sd) ** 2 * (denoised - x0) ** 2).mean(1)
-    got = matching.edm(Denoiser(Net(0.4), process, "edm", sd), x0, t, eps, label, sd)
+    got = matching.edm(Denoiser(Net(0.4), process, "edm", sd), process, x0, t, eps, label, sd)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
@@ -171,7 +171,7 @@ def test_edm_loss_of_an_untrained_network_is_one(process, gen):
     x0, eps = draw(gen, 2, n, 1)
     for s in (0.01, 0.7, 50.0):
         t = process.t_of(torch.tensor(s).double())
-        loss = matching.edm(Denoiser(Net(0.0), process, "edm", sd), sd * x0, t, eps, None, sd)
+        loss = matching.edm(Denoiser(Net(0.0), process, "edm", sd), process, sd * x0, t, eps, None, sd)
         assert loss.shape == (n,)
         assert abs(loss.mean().item() - 1) < 5 * (2 / n) ** 0.5
 
@@ -194,7 +194,7 @@ def test_edm_loss_is_least_at_the_conditional_mean(process, mixture, gen):
 
     def z(tilt):
         net = Tilted(tilt)
-        each = torch.autograd.grad(matching.edm(net, x0, t, eps, None, 0.7).sum(), net.push)[0]
+        each = torch.autograd.grad(matching.edm(net, process, x0, t, eps, None, 0.7).sum(), net.push)[0]
         return (each.mean(0) / each.std(0) * n**0.5).abs().max()
 
     assert z(1.0) < 4

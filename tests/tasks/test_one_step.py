@@ -24,7 +24,6 @@ from gentk.processes import times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import load
 from gentk.recipe.schema import Ema
-from gentk.tasks.distill import _one_step
 from gentk.tasks.distill._one_step import OneStep
 from tests.tasks.toys import CPU, FLOW, VE, build, fit, freeze, randomise, recipe, watch, write_teacher
 
@@ -62,12 +61,11 @@ def test_the_generator_starts_as_the_teacher_at_sigma_init(
         def ask(scale: float, s: float) -> Tensor:
             return at_sigma(method.teacher, scale * z, torch.tensor(s), cond)
 
-        assert torch.equal(x0, ask(1.5, 1.5))
+        t = torch.tensor(1.5 if process is VE else 0.6, dtype=torch.float64)  # s / (1 + s)
+        assert torch.equal(x0, method.teacher(float(t) * z, t, cond))  # sigma(t) = t in both processes
+        torch.testing.assert_close(x0, ask(1.5, 1.5), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(x0, ask(1.5, 1.51), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(x0, ask(1.0, 1.5), rtol=1e-3, atol=1e-3)
-        t = torch.tensor(1.5 if process is VE else 0.6, dtype=torch.float64)  # s / (1 + s)
-        alpha = 1.0 if process is VE else 0.4
-        torch.testing.assert_close(x0, method.teacher(alpha * 1.5 * z, t, cond), rtol=1e-4, atol=1e-5)
     if net["classes"]:
         assert cond is not None
         assert set(cond.tolist()) <= {0, 1, 2}
@@ -123,19 +121,15 @@ def test_only_a_denoiser_can_teach(teacher: str, tmp_path: Path) -> None:
 def noises(monkeypatch: pytest.MonkeyPatch, method: OneStep, phase: str, n: int) -> tuple[Tensor, Tensor]:
     """z and eps as the phase uses them, read off the networks' inputs: z = input / s_init, eps = (x_t - x0) / s."""
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    forward = Denoiser.forward
 
-    def recording(denoiser: Denoiser, x: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
-        out = at_sigma(denoiser, x, s, cond)
-        calls.append((x.detach(), s.detach(), out.detach()))
+    def recording(denoiser: Denoiser, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        out = forward(denoiser, x, t, cond)
+        calls.append((x.detach(), t.detach(), out.detach()))
         return out
 
-    def recording_edm(net: Denoiser, x0: Tensor, t: Tensor, eps: Tensor, cond: Tensor | None, sd: float) -> Tensor:
-        calls.append((x0 + t[:, None] * eps, t, x0))
-        return x0.sum(1) * 0
-
     with monkeypatch.context() as patch:
-        patch.setattr(_one_step, "at_sigma", recording)
-        patch.setattr(_one_step, "edm", recording_edm)
+        patch.setattr(Denoiser, "forward", recording)
         loss = method._fake_loss if phase == "fake" else method._generator_loss
         loss(Batch(n), rng.generator(0, phase))
     (x, s, x0), (x_t, level, _) = calls[0], calls[1]

@@ -1,10 +1,10 @@
-"""Make a one-step generator out of a diffusion model."""
+"""Make a one-step generator out of a diffusion or flow model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from gentk.recipe.schema import (
     Data,
@@ -26,19 +26,45 @@ M = TypeVar("M", bound=Section)
 SUBJECT = "teacher"
 
 
+class Guidance(Section):
+    """Classifier-free guidance inside the distillation (SiD-LSG, arXiv:2406.01561); scale 1 is none.
+
+    For class-conditional teachers that learned with label dropout. The generator itself is called once, with its label.
+    """
+
+    teacher: NonNegativeFloat = Field(1.0, description="scale of the teacher in the generator update")
+    fake_train: NonNegativeFloat = Field(
+        1.0, description="scale of the fake score while it learns: the guided fake score fits the generator's samples"
+    )
+    fake_eval: NonNegativeFloat = Field(1.0, description="scale of the fake score in the generator update")
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of labels hidden from the fake score while it learns: what fake_eval needs by itself"
+    )
+
+
 class OneStepSettings(Section):
     """What every one-step method sets alike: fields only, for the methods' `Config` to extend."""
 
-    weight: Literal["const", "sid-l1", "edm", "s2", "s4"] = Field(
+    weight: Literal["const", "sid-l1", "edm", "s2", "s4", "velocity"] = Field(
         "const",
-        description="w(sigma) on the generator loss: 1, 1 / mean|x0 - D_q|, EDM's lambda, sigma^-2, sigma^-4",
+        description="w(sigma) on the generator loss: 1, 1 / mean|x0 - D_q|, EDM's lambda, sigma^-2, sigma^-4, "
+        "((1 + sigma) / sigma)^2",
     )
-    sigma_init: PositiveFloat = Field(2.5, description="the fixed noise level at which the generator is called")
     fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
+    fake_loss: Literal["edm", "flow"] = Field(
+        "edm", description="what the fake score learns by: EDM's weighted denoising error, or flow matching"
+    )
     noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the fake-score update")
     dropout: Fraction = Field(
         0.0, description="dropout in generator and fake score while they learn; the teacher has none"
     )
+    guidance: Guidance = Field(Guidance(), description="guidance of teacher and fake score")
+
+
+class FromLevel(Section):
+    """Where the generator is called, for methods that say it as EDM does."""
+
+    sigma_init: PositiveFloat = Field(2.5, description="the fixed noise level at which the generator is called")
 
 
 class Optim(Section):
@@ -52,7 +78,7 @@ class Recipe(Head, Generic[M]):
     """A `distill` recipe."""
 
     task: Literal["distill"]
-    teacher: str = Field(description="model name, run folder or safetensors file of the diffusion model")
+    teacher: str = Field(description="model name, run folder or safetensors file of the diffusion or flow model")
     method: M = Field(description="the method and its settings")
     optim: Optim = Field(description="optimisers of the two networks")
     ema: Ema = Field(Ema(), description="averaging of the generator; the average is evaluated and exported")

@@ -1,19 +1,22 @@
 """The core of one-step distillation: generator, fake score and frozen teacher, in denoiser space.
 
     symbol   here                meaning
-    G        `generator`         x0 = D_theta(s_init z, s_init, c), z ~ N(0, I)
-    D_q      `teacher`           the diffusion model's denoiser, frozen
+    G        `generator`         x0 = D_theta(sigma(t_init) z, t_init, c), z ~ N(0, I)
+    D_q      `teacher`           the diffusion or flow model's denoiser, frozen
     D_psi    `fake`              denoiser of the generator's own samples, learned alongside
-    s        `s`                 noise level of x_t = x0 + s eps, eps independent of z
+    x_t      `x_t`               alpha(t) x0 + sigma(t) eps, eps independent of z
+    s        `s`                 sigma(t) / alpha(t), the noise level, EDM's sigma
 
-Each step updates `fake` `fake_steps` times on fresh generator samples, then the generator once (sim.md section 3 of our
-notes; SiD and Diff-Instruct in the same order). Everything is in variance-exploding coordinates: a teacher with another
-process is brought to them by `at_sigma`.
+Each step updates `fake` `fake_steps` times on fresh generator samples, then the generator once (SiD and Diff-Instruct
+in the same order). Samples are noised, and networks called, in the teacher's own process and time: nothing is divided
+by alpha, and a flow may start at pure noise, t_init = 1. The losses compare denoisers, which mean the same in every
+process; for a variance-exploding teacher all this reads as in EDM's papers, t = s and alpha = 1.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -25,18 +28,29 @@ from gentk import data
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
+from gentk.losses import matching
 from gentk.losses.divergence import weight
-from gentk.losses.matching import edm
 from gentk.processes import times
-from gentk.processes.denoiser import Denoiser, at_sigma
-from gentk.processes.models import fast_layout, load
-from gentk.processes.process import expand, ratio
+from gentk.processes.denoiser import Denoiser
+from gentk.processes.guidance import guided
+from gentk.processes.models import Model, fast_layout, load
+from gentk.processes.process import Process, diffuse, ratio
+from gentk.tasks.distill import Guidance
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x0, d_teacher, d_fake), each (B, ...) -> (B,): the generator's loss before weighting."""
 
 _SHOWN = 100  # samples in a picture
 _BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle and high
+_DESCRIBES = (
+    "net",
+    "process",
+    "predicts",
+    "sigma_data",
+    "inputs",
+    "data",
+    "licence",
+)  # what a header says of a network
 
 
 class OneStep:
@@ -53,9 +67,10 @@ class OneStep:
         self.teacher: Denoiser = self.model.net
         self.process = self.teacher.process
         self.cycle = tuple(range(self.model.classes))
-        largest = float(ratio(self.process, torch.tensor(self.process.t_max, dtype=torch.float64)))
-        if self.config.sigma_init > largest:
-            raise RecipeError(f"method.sigma_init: {self.config.sigma_init:g} is beyond the teacher's {largest:g}")
+        self.t_init = _start(self.config, self.process)
+        self.guidance: Guidance = self.config.guidance
+        _check(self.guidance, self.model)
+        self.matching: matching.Matching = {"edm": matching.edm, "flow": matching.flow}[self.config.fake_loss]
         # both start from the teacher's weights: the paper's initialisation
         self.nets = {name: self._copy() for name in ("fake", "generator")}
         self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
@@ -90,8 +105,8 @@ class OneStep:
         """(x0, labels) from fresh noise; labels uniform over the classes."""
         z = torch.randn((n, *self.model.shape), generator=gen, device=self.where)
         cond = torch.randint(self.model.classes, (n,), generator=gen, device=self.where) if self.cycle else None
-        s = torch.tensor(self.config.sigma_init, device=self.where)
-        return at_sigma(self.nets["generator"], s * z, s, cond), cond
+        x0: Tensor = self.nets["generator"](float(self.process.sigma(self.t_init)) * z, self.t_init, cond)
+        return x0, cond
 
     def _noise(self, law: Any, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (n,) by a recipe's law, and noise independent of the generator's (else psi learns another field)."""
@@ -102,24 +117,28 @@ class OneStep:
         with torch.no_grad():  # the fake score fits the generator's samples as data; the generator does not move here
             x0, cond = self._generate(batch.n, gen)
         t, eps = self._noise(self.config.noise_fake, batch.n, gen)
-        return edm(self.nets["fake"], x0, t, eps, cond, self.teacher.sigma_data).mean(), {}
+        if self.guidance.label_dropout and cond is not None:
+            hidden = torch.rand(batch.n, generator=gen, device=self.where) < self.guidance.label_dropout
+            cond = torch.where(hidden, self.model.classes, cond)  # the row after the last class means "no label"
+        fake = guided(self.nets["fake"], self.guidance.fake_train)
+        return self.matching(fake, self.process, x0, t, eps, cond, self.teacher.sigma_data).mean(), {}
 
     def _generator_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x0, cond = self._generate(batch.n, gen)
         t, eps = self._noise(self.config.noise_generator, batch.n, gen)
-        s = ratio(self.process, t).to(x0.dtype)
-        x_t = x0 + expand(s, x0) * eps
+        t = t.to(x0.dtype)  # so that the sample is noised to exactly the level that the networks are told
+        x_t = diffuse(self.process, x0, t, eps)
         # parameters of both denoisers are frozen (the teacher's always, the fake's by the engine in this phase), but
         # the graph through x_t stays: the objective's gradient lives on it, unless the objective says otherwise
         with nullcontext() if self.through_denoisers else torch.no_grad():
-            d_teacher = at_sigma(self.teacher, x_t, s, cond)
-            d_fake = at_sigma(self.nets["fake"], x_t, s, cond)
+            d_teacher = guided(self.teacher, self.guidance.teacher)(x_t, t, cond)
+            d_fake = guided(self.nets["fake"], self.guidance.fake_eval)(x_t, t, cond)
+        s = ratio(self.process, t.double())
         w = weight(self.config.weight, s, x0, d_teacher, sigma_data=self.teacher.sigma_data)
         return (w * self.objective(x0, d_teacher, d_fake)).mean(), _gaps(s, (d_teacher - d_fake).detach())
 
     def _samplers(self, averaged: Mapping[str, nn.Module]) -> tuple[Sampler, Sampler]:
-        steps = self.recipe.measure.steps if self.recipe.measure else 18
-        teacher = Sampler(self.teacher, self.model.shape, self.cycle, self.where, steps)
+        teacher = Sampler.many(self.teacher, self.model.shape, self.cycle, self.where, self.recipe.measure)
         student = averaged["generator"]
         assert isinstance(student, Denoiser)
         return teacher, Sampler(student, self.model.shape, self.cycle, self.where, sigma_init=self.config.sigma_init)
@@ -143,9 +162,47 @@ class OneStep:
                 figures |= {f"{k}_{name}": v for k, v in self.judge(sampler, self.recipe.seed).items()}
             figures["fd_ratio"] = figures["fd_student"] / figures["fd_teacher"]
             figures["speedup"] = figures["ms_per_sample_teacher"] / figures["ms_per_sample_student"]
-        header = {k: self.model.header[k] for k in ("net", "process", "predicts", "sigma_data", "data", "licence")}
-        header |= {"kind": "generator", "sigma_init": self.config.sigma_init, "teacher": self.recipe.teacher}
+        header = {k: self.model.header[k] for k in _DESCRIBES if k in self.model.header}
+        once = self.config.sigma_init
+        header |= {
+            "kind": "generator",
+            "sigma_init": once if math.isfinite(once) else "inf",  # JSON has no number for it
+            "teacher": self.recipe.teacher,
+        }
         return Result(figures, exports={"generator": Export(student.denoiser.net, header)})
+
+
+def _start(config: Any, process: Process) -> Tensor:
+    """The process time () float64 at which the generator is called. Raises RecipeError beyond the process's end."""
+    end = torch.tensor(process.t_max, dtype=torch.float64)
+    largest = float(ratio(process, end))
+    if config.sigma_init > largest:
+        raise RecipeError(
+            f"method.sigma_init: {config.sigma_init:g} is beyond the teacher's {largest:g}",
+            hint="lower it; fgm's t_star is sigma_init / (1 + sigma_init)",
+        )
+    return process.t_of(torch.tensor(config.sigma_init, dtype=torch.float64)).clamp(max=process.t_max)
+
+
+def _check(guidance: Guidance, model: Model) -> None:
+    """Raises RecipeError where guidance has nothing to work with: no classes, or a call without label never learned."""
+    if guidance == Guidance():
+        return
+    if not model.classes:
+        raise RecipeError(
+            f"method.guidance: `{model.name}` is unconditional, there is nothing to guide towards",
+            hint="leave guidance out",
+        )
+    if not model.header.get("label_dropout"):
+        raise RecipeError(
+            f"method.guidance: `{model.name}` has always seen its labels, its call without one is not learned",
+            hint="train the teacher with method.label_dropout above 0",
+        )
+    if guidance.fake_eval != 1 and guidance.fake_train == 1 and not guidance.label_dropout:
+        raise RecipeError(
+            "method.guidance.fake_eval: the fake score never learns its call without a label",
+            hint="set guidance.label_dropout above 0, or fake_train as well",
+        )
 
 
 def _gaps(s: Tensor, delta: Tensor) -> Metrics:

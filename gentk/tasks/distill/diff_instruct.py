@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from gentk.recipe.schema import LogNormal, Times
-from gentk.tasks.distill import OneStepSettings
+from gentk.tasks.distill import FromLevel, OneStepSettings
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # this module must load without torch: recipes are listed and
     from gentk.engine.method import Trainable
 
 
-class Config(OneStepSettings):
+class Config(FromLevel, OneStepSettings):
     """Settings of Diff-Instruct; symbols as in the paper. Weight `const` is the authors' code, `sid-l1` is DMD's."""
 
     name: Literal["diff-instruct"]

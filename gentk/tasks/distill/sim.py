@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from gentk.recipe.schema import KarrasUniform, Times
-from gentk.tasks.distill import OneStepSettings
+from gentk.tasks.distill import FromLevel, OneStepSettings
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # this module must load without torch: recipes are listed and
     from gentk.engine.method import Trainable
 
 
-class Config(OneStepSettings):
+class Config(FromLevel, OneStepSettings):
     """Settings of SIM; symbols as in the paper."""
 
     name: Literal["sim"]

@@ -131,7 +131,7 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     if kind == "generator":
         if recipe.nfe not in (None, 1):
             raise RecipeError(f"nfe: `{config.name}` makes one evaluation, not {recipe.nfe}", hint="leave nfe out")
-        grid = to_times(process, torch.tensor([model.header["sigma_init"], 0.0], dtype=torch.float64))
+        grid = to_times(process, torch.tensor([float(model.header["sigma_init"]), 0.0], dtype=torch.float64))
     else:
         grid = longest(recipe.grid, recipe.nfe, process, solve, own)
     denoise = guided(denoiser, recipe.guidance, recipe.guidance_interval, process)

@@ -1,18 +1,25 @@
-"""Train a diffusion model or a classifier on data."""
+"""Train a diffusion model, a flow or a classifier on data."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
-from gentk.recipe.schema import Data, Ema, Head, Measure, Net, Optimiser, Section, Train
+from gentk.recipe.schema import Data, Ema, Fraction, Head, Measure, Net, Optimiser, Section, Train
 
 if TYPE_CHECKING:
     from gentk.engine.run import Job, Outcome
 
 M = TypeVar("M", bound=Section)
 SUBJECT = "data"
+
+
+class DenoiserSettings(Section):
+    """What every method that fits a denoiser sets alike: fields only, for the methods' `Config` to extend."""
+
+    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data")
+    label_dropout: Fraction = Field(0.1, description="share of labels hidden, so that guidance works")
 
 
 class Recipe(Head, Generic[M]):

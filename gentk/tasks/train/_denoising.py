@@ -1,8 +1,8 @@
-"""The torch side of `train denoiser`."""
+"""The torch side of `train denoiser` and `train flow`: the loss and the pairing of data and noise are what differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,19 +12,23 @@ from gentk import data, nets
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
-from gentk.losses.matching import edm
+from gentk.losses.matching import Matching
 from gentk.processes import schedules, times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout
+
+Pair = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x0, x1, labels) -> x1 in the order in which its rows go with those of x0."""
 
 _SHOWN = 100  # samples in a picture: ten rows of ten classes
 
 
 class Denoising:
-    """A `Trainable`: one network, one phase, the EDM loss on data with labels dropped at random."""
+    """A `Trainable`: one network, one phase, a matching loss on data with labels dropped at random."""
 
-    def __init__(self, recipe: Any, where: torch.device) -> None:
+    def __init__(self, recipe: Any, where: torch.device, loss: Matching, pair: Pair | None = None) -> None:
         self.recipe, self.config = recipe, recipe.method
+        self.loss, self.pair = loss, pair
         self.data = data.load(recipe.data, "train")
         self.test = data.load(recipe.data, "test")
         torch.manual_seed(recipe.seed)  # the initial weights
@@ -48,16 +52,17 @@ class Denoising:
         denoiser = self.nets["denoiser"]
         t = times.draw(config.noise, denoiser.process, batch.n, gen, self.where)
         eps = torch.randn(x.shape, generator=gen, device=self.where)
+        if self.pair is not None:
+            eps = self.pair(x, eps, y)
         if y is not None:
             hidden = torch.rand(batch.n, generator=gen, device=self.where) < config.label_dropout
             y = torch.where(hidden, self.data.classes, y)  # the row after the last class means "no label"
-        return edm(denoiser, x, t, eps, y, config.sigma_data).mean(), {}
+        return self.loss(denoiser, denoiser.process, x, t, eps, y, config.sigma_data).mean(), {}
 
     def _sampler(self, averaged: Mapping[str, nn.Module]) -> Sampler:
-        steps = self.recipe.measure.steps if self.recipe.measure else 18
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        return Sampler(denoiser, self.data.shape, self.cycle, self.where, steps)
+        return Sampler.many(denoiser, self.data.shape, self.cycle, self.where, self.recipe.measure)
 
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Samples of the average, from the same noise at every step, and their figures."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
-from gentk.recipe.schema import VE, Fraction, LogNormal, Predicts, Process, Section, Times
+from gentk.recipe.schema import VE, LogNormal, Predicts, Process, Times
+from gentk.tasks.train import DenoiserSettings
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
     import torch
@@ -14,19 +15,18 @@ if TYPE_CHECKING:  # this module must load without torch: recipes are listed and
     from gentk.engine.method import Trainable
 
 
-class Config(Section):
+class Config(DenoiserSettings):
     """Settings of the denoiser."""
 
     name: Literal["denoiser"]
     process: Process = Field(VE(name="ve"), description="the forward process")
     predicts: Predicts = Field("edm", description="what the network's output means")
-    sigma_data: PositiveFloat = Field(0.5, description="standard deviation of the data")
     noise: Times = Field(LogNormal(name="lognormal"), description="law of the noise level in training")
-    label_dropout: Fraction = Field(0.1, description="share of labels hidden, so that guidance works")
 
 
 def build(recipe: Any, where: torch.device) -> Trainable:
     """The method, ready to train on device `where`."""
+    from gentk.losses.matching import edm
     from gentk.tasks.train._denoising import Denoising
 
-    return Denoising(recipe, where)
+    return Denoising(recipe, where, edm)
