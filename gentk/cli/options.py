@@ -25,6 +25,7 @@ Count = Annotated[int | None, typer.Option("-n", min=1, help="How many samples."
 Seeds = Annotated[
     str | None, typer.Option(metavar="A-B", help="Samples A to B: sample k is the same in every command.")
 ]
+Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN RUN]", help="For `compare`: two finished evaluations.")]
 Reference = Annotated[str | None, typer.Option(help="Data set, folder of pictures, or .npz of statistics.")]
 Weights = Annotated[str | None, typer.Option(help="File of the metric's network.")]
 Prompts = Annotated[str | None, typer.Option(help="File of prompts: .txt, .json or .jsonl.")]

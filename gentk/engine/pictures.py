@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 _PAPER = (255, 255, 255)
 _INK = (24, 24, 27)
 _EDGE = (212, 212, 216)
-_POINTS = "#3b5bdb"
+INK = "#3b5bdb"
+"""The colour of what is drawn into charts."""
 _GAP = 2
 _MARGIN = 16
 _TILE = 56
@@ -92,13 +93,29 @@ def scatter(points: Mapping[str, Any], side: int = 360) -> Image.Image:
         inside = (np.abs(each - middle) <= reach).all(axis=1)
         axes = figure.add_subplot(1, len(sets), place)
         alpha = float(np.clip(1200 / max(len(each), 1), 0.12, 0.7))
-        axes.scatter(each[inside, 0], each[inside, 1], s=4, alpha=alpha, color=_POINTS, linewidths=0)
+        axes.scatter(each[inside, 0], each[inside, 1], s=4, alpha=alpha, color=INK, linewidths=0)
         outside = len(each) - int(inside.sum())
         axes.set_title(name + (f"  ({outside} outside)" if outside else ""), fontsize=10)
         x, y = ((centre - reach, centre + reach) for centre in middle)
         axes.set(xlim=x, ylim=y, aspect="equal")
         axes.tick_params(labelsize=7, length=2, color="#a1a1aa")
         axes.spines[:].set_color("#d4d4d8")
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def chart(draw: Callable[[Any], None], width: int = 520, height: int = 320) -> Image.Image:
+    """What `draw(axes)` draws on one pair of matplotlib's axes, `width` x `height` pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, layout="constrained")
+    canvas: Any = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.tick_params(labelsize=8, length=2, color="#a1a1aa")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#d4d4d8")
+    draw(axes)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 

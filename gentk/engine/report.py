@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
@@ -82,6 +83,14 @@ def write(folder: Path) -> Path:
     fresh.write_text(page, "utf-8")
     fresh.replace(path)
     return path
+
+
+def attempt(folder: Path) -> None:
+    """`write`, or a warning on stderr where that fails: the end of a run is never hidden by its report."""
+    try:
+        write(folder)
+    except (OSError, GentkError) as e:
+        print(f"warning: {folder}: no report: {e}", file=sys.stderr)
 
 
 def status(folder: Path, info: Mapping[str, Any]) -> str:

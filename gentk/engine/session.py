@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from gentk.engine import loop, pictures, precision, report
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import StopRequest, listening
-from gentk.errors import GentkError, RecipeError, RunFailed
+from gentk.errors import RecipeError, RunFailed
 from gentk.nets import weights
 from gentk.recipe.explain import dump
 
@@ -41,7 +40,7 @@ def execute(job: Job, build: Build) -> Outcome:
         finally:
             stop.anywhere = False  # the end is on its way: a signal now must not lose it
             if run.info or (run.done and not (run.folder / "report.html").exists()):
-                _report(run)
+                report.attempt(run.folder)
     return run.outcome()
 
 
@@ -76,13 +75,6 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
         header = {**export.header, "recipe": dump(job.recipe), "seed": job.recipe.seed, "metrics": result.metrics}
         weights.save(run.folder / "export" / f"{name}.safetensors", export.net, header)
     run.update(metrics={k: float(v) for k, v in result.metrics.items()})
-
-
-def _report(run: Run) -> None:
-    try:
-        report.write(run.folder)
-    except (OSError, GentkError) as e:  # never hides the end of the run itself
-        print(f"warning: {run.folder}: no report: {e}", file=sys.stderr)
 
 
 def _plan(job: Job, method: Trainable) -> Outcome:

@@ -99,6 +99,11 @@ class Prompt:
                 raise ValueError(f"the target of clause {i} is not before it")
         return prompt
 
+    def record(self) -> dict[str, Any]:
+        """The record that `of` reads."""
+        parts = {key: [_record(c) for c in getattr(self, key)] for key in ("include", "exclude")}
+        return {"tag": self.tag, **{key: each for key, each in parts.items() if each}, "prompt": self.text}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -253,6 +258,12 @@ def _fault(
 def _clause(record: Mapping[str, Any]) -> Clause:
     relation, target = record.get("position", (None, 0))
     return Clause(record["class"], int(record["count"]), record.get("color"), relation, int(target))
+
+
+def _record(clause: Clause) -> dict[str, Any]:
+    colour = {} if clause.colour is None else {"color": clause.colour}
+    place = {} if clause.relation is None else {"position": [clause.relation, clause.target]}
+    return {"class": clause.name, "count": clause.count, **colour, **place}
 
 
 def _result(record: Mapping[str, Any]) -> Result:

@@ -20,11 +20,12 @@ from gentk.errors import RunFailed
 class InceptionScore:
     """Mean and spread (division by the number of splits, as the field prints it) of the score over the splits.
 
-    In [1, number of classes], and at most the number of samples of a split.
+    In [1, number of classes], and at most the number of samples of a split. `values` are the splits' own.
     """
 
     mean: float
     std: float
+    values: tuple[float, ...]
 
 
 def inception_score(logits: Tensor, *, splits: int = 10) -> InceptionScore:
@@ -44,7 +45,7 @@ def inception_score_of(probabilities: Tensor, *, splits: int = 10) -> InceptionS
 def _score(parts: Iterator[Tensor]) -> InceptionScore:
     # E_x KL(p(c|x) || p(c)) is the entropy of the average less the average entropy; 0 log 0 is 0.
     scores = torch.stack([(_negentropy(p).mean() - _negentropy(p.mean(0))).exp() for p in parts])
-    return InceptionScore(float(scores.mean()), float(scores.std(correction=0)))
+    return InceptionScore(float(scores.mean()), float(scores.std(correction=0)), tuple(scores.tolist()))
 
 
 def _checked(p: Tensor) -> Tensor:

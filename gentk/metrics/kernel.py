@@ -26,8 +26,8 @@ class Kid:
     """The mean over `subsets` subsets of `size` samples of each side.
 
     `std` is the spread of the subsets as the field prints it (division by their number). `error` is the standard error
-    of `mean` for the samples at hand: random subsets share samples, so that it is not std / sqrt(subsets). NaN for one
-    subset or if the subsets are the whole set.
+    of `mean` for the samples at hand (see `overlapping_error`). `values` are the subsets' own, `shared` the part of
+    its samples that one subset has in common with another, on average.
     """
 
     mean: float
@@ -35,6 +35,8 @@ class Kid:
     error: float
     subsets: int
     size: int
+    values: tuple[float, ...]
+    shared: float
 
 
 def kid(real: Tensor, fake: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Kid:
@@ -57,12 +59,21 @@ def kid(real: Tensor, fake: Tensor, *, subsets: int = 100, size: int = 1000, see
     values = torch.tensor(
         [mmd_squared(subset(real), subset(fake), cubic).value for _ in range(subsets)], dtype=torch.float64
     )
-    # Two subsets share size / N of their samples, hence (to first order) correlate by that much: r. The mean of S of
-    # them has variance v (1/S + (1 - 1/S) r), their spread around it an expectation of v (1 - r).
     shared = size / fewest
-    known = subsets > 1 and shared < 1
-    error = float(values.std()) * math.sqrt(1 / subsets + shared / (1 - shared)) if known else math.nan
-    return Kid(float(values.mean()), float(values.std(correction=0)), error, subsets, size)
+    std, error = float(values.std(correction=0)), overlapping_error(values, shared)
+    return Kid(float(values.mean()), std, error, subsets, size, tuple(values.tolist()), shared)
+
+
+def overlapping_error(values: Tensor, shared: float) -> float:
+    """Standard error of the mean of figures (S,) of random subsets that share the part `shared` of their samples.
+
+    Two of them correlate (to first order) by that much, r. The mean of S has variance v (1/S + (1 - 1/S) r), their
+    spread around it an expectation of v (1 - r): not v / S. NaN for one subset or if each is the whole set.
+    """
+    count = len(values)
+    if count < 2 or shared >= 1:
+        return math.nan
+    return float(values.std()) * math.sqrt(1 / count + shared / (1 - shared))
 
 
 def cubic(a: Tensor, b: Tensor) -> Iterator[Tensor]:

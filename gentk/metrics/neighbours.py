@@ -39,8 +39,29 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     ones, borders included. Kynkaanniemi et al. 2019 (arXiv:1904.06991), eqs. 1 and 2. Raises RunFailed for sets of no
     more than k points, other dimensions, NaN or infinity.
     """
-    found = _measure(real, fake, k, border=True)
+    found = _measure(real, fake, k, border=True).means()
     return found.precision, found.recall
+
+
+class Neighbourhoods(NamedTuple):
+    """What the four figures are the means of, by sample: of the fake ones (M,), or of the real ones (N,); float64."""
+
+    precision: Tensor  # of each fake sample: 1 where a real sample's ball holds it
+    recall: Tensor  # of each real sample: 1 where a fake sample's ball holds it
+    inside: Tensor  # of each fake sample: the number of real samples' balls that hold it
+    coverage: Tensor  # of each real sample: 1 where its ball holds a fake sample
+    k: int
+
+    @property
+    def density(self) -> Tensor:
+        """Of each fake sample: that number over k."""
+        return self.inside / self.k
+
+    def means(self) -> Prdc:
+        """The figures."""
+        density = float(self.inside.sum()) / (self.k * len(self.inside))  # exact where the counts are
+        precision, recall, coverage = (float(each.mean()) for each in (self.precision, self.recall, self.coverage))
+        return Prdc(precision, recall, density, coverage)
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> Prdc:
@@ -50,7 +71,12 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> Prdc:
     point lies in, over k; coverage the share of real points' balls that hold a fake point. Naeem et al. 2020
     (arXiv:2002.09797), eqs. 3 and 4, with the conventions of their package `prdc`. Raises as `precision_recall`.
     """
-    return _measure(real, fake, k, border=False)
+    return neighbourhoods(real, fake, k).means()
+
+
+def neighbourhoods(real: Tensor, fake: Tensor, k: int = 5, *, border: bool = False) -> Neighbourhoods:
+    """What `prdc` averages, or with `border` what `precision_recall` does, sample by sample. Raises as that."""
+    return _measure(real, fake, k, border=border)
 
 
 def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
@@ -71,7 +97,7 @@ def nearest(a: Tensor, b: Tensor) -> Tensor:
     return gather(len(a), (block.amin(1) for block in distances(a, b)))
 
 
-def _measure(real: Tensor, fake: Tensor, k: int, *, border: bool) -> Prdc:
+def _measure(real: Tensor, fake: Tensor, k: int, *, border: bool) -> Neighbourhoods:
     real, fake = pair(real, fake)
     if k < 1:
         raise ValueError(f"k is {k}, expected at least 1")
@@ -81,17 +107,16 @@ def _measure(real: Tensor, fake: Tensor, k: int, *, border: bool) -> Prdc:
     # Distances never meet these: the border lies outside or inside by the rule's choice.
     of_real, of_fake = (_radii(points, k) * (1 + _TIE if border else 1 - _TIE) for points in (real, fake))
     within = torch.le if border else torch.lt
-    inside, precise, start = 0, 0, 0
+    start = 0
+    inside = torch.zeros(len(fake), dtype=torch.float64)
     covered, recalled = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     for block in distances(fake, real):
         balls = within(block, of_real)
-        inside += int(balls.sum())
-        precise += int(balls.any(1).sum())
+        inside[start : start + len(block)] = balls.sum(1)
         covered |= balls.any(0)
         recalled |= within(block, of_fake[start : start + len(block), None]).any(0)
         start += len(block)
-    m = len(fake)
-    return Prdc(precise / m, float(recalled.double().mean()), inside / (k * m), float(covered.double().mean()))
+    return Neighbourhoods((inside > 0).double(), recalled.double(), inside, covered.double(), k)
 
 
 def _radii(points: Tensor, k: int) -> Tensor:

@@ -73,9 +73,17 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # The process that this one waited for may have renamed or removed it: then what is open is not `part`.
-            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+            if _is_at(part, file):
                 yield file
                 return
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Whether `path` still leads to the open `file`. Asked once: it may go away between two questions."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _receive(url: str, file: IO[bytes]) -> None:

@@ -72,7 +72,7 @@ def test_logits_are_shift_free_and_float32_will_do() -> None:
 def test_splits_are_taken_in_order() -> None:
     """Sorted by class each of 10 splits sees one class and scores 1; in turns all ten."""
     certain = torch.eye(10)
-    assert inception_score_of(certain.repeat_interleave(20, 0)) == InceptionScore(1, 0)
+    assert inception_score_of(certain.repeat_interleave(20, 0)) == InceptionScore(1, 0, (1.0,) * 10)
     assert inception_score_of(certain.repeat(20, 1)).mean == pytest.approx(10, rel=1e-12)
 
 

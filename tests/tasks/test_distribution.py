@@ -218,10 +218,45 @@ def test_figures_of_a_folder_against_digits(tmp_path: Path) -> None:
     assert f"N = 300 against {len(real)}" in result.stdout
     assert "biased upwards" in result.stdout
     facts = json.loads(Path("run/result.json").read_text())
-    assert facts["features"] == {"extractor": "row means"}
+    assert facts["comparable"]["features"] == {"extractor": "row means"}
     assert facts["inputs"].keys() == {"p"}
     assert not Path("run/features").exists()
     assert done(*words, *more).stdout == result.stdout  # finished: from the folder
+
+
+@pytest.mark.usefixtures("toy")
+def test_several_draws_are_of_different_samples(tmp_path: Path) -> None:
+    """Mean and spread of three parts, none of a sample twice; the figure of all together, biased less, is another."""
+    from gentk import data
+
+    x = images(90)
+    png(tmp_path / "p", x)
+    words = ("evaluate", "fd-mnist-cnn", "--samples", "p", "--set", "reference.name=digits", "--set", "method.blocks=0")
+    result = done(*words, "--set", "method.draws=3", "--out", "run")
+    real = moments_of(data.load(Data(name="digits"), "train").x)
+    parts = [frechet(real, moments_of(part)) for part in torch.split(x, 30)]
+    metrics = info(Path("run"))["metrics"]
+    assert metrics["fd_toy"] == pytest.approx(np.mean(parts), rel=1e-9)
+    assert metrics["fd_toy_spread"] == pytest.approx(np.std(parts, ddof=1), rel=1e-9)
+    assert metrics["n"] == 30
+    assert metrics["fd_toy"] != pytest.approx(frechet(real, moments_of(x)), rel=1e-3)
+    drawn = json.loads(Path("run/result.json").read_text())["draws"]
+    assert [each["fd_toy"] for each in drawn] == pytest.approx(parts, rel=1e-9)
+    assert "(draws: " in result.stdout
+    assert "N = 30 against" in result.stdout
+    refused(2, "has 90", *words, "--set", "method.draws=3", "--set", "method.n=31")
+    refused(2, "too few for 46 draws", *words, "--set", "method.draws=46")
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_report_has_pictures_and_figures(tmp_path: Path) -> None:
+    png(tmp_path / "p", images(60))
+    words = ("evaluate", "fd-mnist-cnn", "--samples", "p", "--set", "reference.name=digits", "--out", "run")
+    done(*words, "--set", "method.also=[infinity]")
+    assert {path.name for path in Path("run/samples").iterdir()} == {"samples.png", "fd_toy_infinity.png"}
+    page = Path("run/report.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "fd_toy_infinity" in page
 
 
 @pytest.mark.usefixtures("toy")

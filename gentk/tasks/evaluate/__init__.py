@@ -27,6 +27,9 @@ class ImageSettings(Section):
     n: PositiveInt | None = Field(
         None, description="samples measured; null: all of a file or folder, 10,000 of a model"
     )
+    draws: PositiveInt = Field(
+        1, description="how many times n samples are measured, none of them twice: mean and spread of the figures"
+    )
     reference_n: PositiveInt | None = Field(None, description="reference images used, the first ones; null: all")
     steps: PositiveInt = Field(18, description="Heun steps for a many-step model: NFE = 2 steps - 1")
     batch: PositiveInt = Field(500, description="images read or drawn at a time")

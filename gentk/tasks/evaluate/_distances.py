@@ -7,15 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from gentk import targets
-from gentk.engine import inputs, precision
+from gentk.engine import precision
 from gentk.engine.generative import picture
-from gentk.engine.log import json_text
-from gentk.engine.pictures import save
 from gentk.engine.run import Job, Outcome, Run
-from gentk.engine.stop import listening
 from gentk.errors import RecipeError
 from gentk.metrics import points
-from gentk.recipe.stamp import versions
+from gentk.tasks.evaluate._recording import Finding, record
 from gentk.tasks.evaluate._reference import images_of, samples_of
 from gentk.tasks.evaluate._sources import Source
 
@@ -30,36 +27,23 @@ def execute(job: Job) -> Outcome:
             raise RecipeError(f"`{each.name}` has samples of shape {each.shape}; `points` compares points of one space")
     if job.dry_run:
         return Outcome("planned", answer=f"distances of {source.n} points to {reference.n}, in {job.out}")
-    made_from = inputs.digests(files)
-    with Run(inputs.renewed(job, made_from)) as run:
-        if run.done is None:
-            run.update(inputs=made_from)
-            with listening() as stop:
-                stop.anywhere = True  # nothing is kept before the end: it can be done again
-                _work(run, source, reference)
-    outcome = run.outcome()
-    answer = (run.folder / "answer.txt").read_text("utf-8").rstrip()
-    return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
+    return record(job, files, lambda run: _measure(run, source, reference))
 
 
-def _work(run: Run, source: Source, reference: Source) -> None:
+def _measure(run: Run, source: Source, reference: Source) -> Finding:
     recipe, config = run.job.recipe, run.job.recipe.method
     x, y = (each.first(min(config.most, each.n)).all().double() for each in (source, reference))
     figures, lines = _figures(x, y, recipe)
-    save(picture({"samples": x[:2000].float(), "reference": y[:2000].float()}), run.folder / "samples" / "points.png")
-    result = {
-        "figures": figures,
-        "n": len(x),
-        "n_reference": len(y),
-        "samples": {"name": source.name} | source.facts,
-        "reference": {"name": reference.name},
-        "inputs": run.info["inputs"],
-        "seed": recipe.seed,
-        "versions": versions(),
-    }
-    (run.folder / "result.json").write_text(json_text(result, indent=1), encoding="utf-8")
-    (run.folder / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    run.update(metrics=figures | {"n": float(len(x)), "n_reference": float(len(y))})
+    against = {"name": reference.name, "points": recipe.reference.points}
+    return Finding(
+        figures,
+        lines,
+        len(x),
+        len(y),
+        comparable={"reference": against, "n": len(x), "n_reference": len(y), "directions": config.directions},
+        facts={"samples": {"name": source.name} | source.facts},
+        pictures={"points": picture({"samples": x[:2000].float(), "reference": y[:2000].float()})},
+    )
 
 
 def _figures(x: Tensor, y: Tensor, recipe: Any) -> tuple[dict[str, float], list[str]]:

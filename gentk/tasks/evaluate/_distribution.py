@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from gentk.engine import inputs, precision
-from gentk.engine.log import json_text
+from gentk.engine import pictures, precision
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
-from gentk.engine.stop import listening
 from gentk.errors import RecipeError
 from gentk.metrics import protocols, proxies, statistics
-from gentk.metrics.fd_infinity import fd_infinity
+from gentk.metrics.fd_infinity import FdInfinity, fd_infinity
 from gentk.metrics.frechet import Moments, frechet_of, frechet_to
 from gentk.metrics.inception_score import inception_score
 from gentk.metrics.intervals import disjoint_blocks
 from gentk.metrics.kernel import kid
-from gentk.metrics.neighbours import prdc
+from gentk.metrics.neighbours import neighbourhoods
 from gentk.metrics.statistics import Statistics
 from gentk.recipe.registry import method_module
-from gentk.recipe.stamp import versions
 from gentk.tasks.evaluate._features import extract
-from gentk.tasks.evaluate._reference import images_of, samples_of
-from gentk.tasks.evaluate._sources import Source
+from gentk.tasks.evaluate._recording import Finding, Values, record
+from gentk.tasks.evaluate._reference import folder_of, images_of, samples_of
+from gentk.tasks.evaluate._sources import Source, panels
 
 _FEW = 10_000  # below this many a Frechet distance is mostly bias
 _ROWS = 4096  # features read at a time
@@ -99,139 +98,182 @@ def execute(job: Job) -> Outcome:
     """Measures and writes the figures of a job. Raises GentkError for what the user can mend."""
     recipe, where = job.recipe, precision.device(job.device)
     space = _space(recipe, where)
-    source, files = samples_of(recipe, where)
+    source, files = samples_of(recipe, where, recipe.method.draws)
+    each = source.n // recipe.method.draws
+    if each < 2:
+        raise RecipeError(f"method.draws: {source.n} samples are too few for {recipe.method.draws} draws")
+    source = source.first(each * recipe.method.draws)
     reference = _reference(recipe, space)
-    for each in (source, reference):
-        if isinstance(each, Source):
-            space.extract(next(each.batches(0, 1)))  # the wrong size or colour is said before a long pass
+    for one in (source, reference):
+        if isinstance(one, Source):
+            space.extract(next(one.batches(0, 1)))  # the wrong size or colour is said before a long pass
     if job.dry_run:
         return Outcome("planned", answer=f"{recipe.method.name} of {source.n} samples, in {job.out}")
     if isinstance(reference, Statistics):
         files[recipe.reference.name] = _file_of(recipe)
-    made_from = inputs.digests(files)
-    with Run(inputs.renewed(job, made_from)) as run:
-        if run.done is None:
-            run.update(inputs=made_from)
-            with listening() as stop:
-                stop.anywhere = True  # features that are done are on disk
-                _work(run, space, source, reference)
-    outcome = run.outcome()
-    answer = (run.folder / "answer.txt").read_text("utf-8").rstrip()
-    return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
+    elif reference is not None and (folder := folder_of(recipe)) is not None:
+        files[recipe.reference.name] = folder
+    return record(job, files, lambda run: _measure(run, space, source, reference))
 
 
-def _work(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> None:
-    config, features = run.job.recipe.method, {}
+def _measure(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> Finding:
+    recipe, config = run.job.recipe, run.job.recipe.method
+    features = _features(run, space, source, reference)
+    real = reference if isinstance(reference, Statistics) else features.get("reference")
+    n_reference, each = None if reference is None else reference.n, source.n // config.draws
+    counts = f"N = {each}" + ("" if reference is None else f" against {n_reference or '?'}")
+    drawn = [list(_figures(config, space, fake, real, recipe.seed)) for fake in torch.split(features["samples"], each)]
+    figures, lines, values = _told_of(drawn[0], counts) if config.draws == 1 else _mean_of(drawn, counts)
+    if each < _FEW and any(name.startswith(("fd", "fid")) for name in figures):
+        run.warn(f"{each} samples: a Frechet distance of less than {_FEW} is mostly bias; compare equal N only")
+        lines.append(f"warning: N = {each}: biased upwards; comparable with the same N only")
+    against = None if reference is None else {"name": recipe.reference.name, "split": recipe.split}
+    if against and recipe.reference.name in run.info["inputs"]:
+        against["sha256"] = run.info["inputs"][recipe.reference.name]
+    settings = {key: getattr(config, key) for key in ("draws", "blocks", "subsets", "subset", "splits", "k")}
+    shown = {"samples": panels(source, reference if isinstance(reference, Source) else None)}
+    shown |= {one.name: one.picture for one in drawn[0] if one.picture is not None}
+    facts: dict[str, Any] = {
+        "samples": {"name": source.name} | source.facts,
+        "formulas": {"frechet": "unbiased covariances, float64, symmetric eigenvalues", "rounding": "EDM's uint8 rule"},
+    }
+    if config.draws > 1:
+        facts["draws"] = [{one.name: one.value for one in draw} for draw in drawn]
+    features.clear()
+    shutil.rmtree(run.folder / "features")
+    comparable = {"features": space.facts, "reference": against, "n": each, "n_reference": n_reference, **settings}
+    return Finding(figures, lines, each, n_reference, comparable, facts, values, shown)
+
+
+def _features(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> dict[str, Tensor]:
+    """Features of the samples, and of the reference where it has images, in files of the run folder."""
+    features: dict[str, Tensor] = {}
     both = {"samples": source} | ({"reference": reference} if isinstance(reference, Source) else {})
     with Progress(sum(each.n for each in both.values()), 1, quiet=run.job.quiet) as progress:
         before = 0
         for name, each in both.items():
             made_from = {"source": each.name, "n": each.n, "space": space.facts, "run": run.info["digest"]}
-            made_from |= {"inputs": run.info["inputs"]} if name == "samples" else {}
+            made_from |= {"inputs": run.info["inputs"]}
             features[name] = extract(
                 each,
                 space.extract,
                 run.folder / "features" / f"{name}.f64",
                 made_from,
-                batch=config.batch,
+                batch=run.job.recipe.method.batch,
                 each=functools.partial(_told, progress, before),
             )
             before += each.n
-    real = reference if isinstance(reference, Statistics) else features.get("reference")
-    figures, lines = _figures(config, space, features["samples"], real, run.job.recipe.seed)
-    n_reference = None if reference is None else reference.n
-    if source.n < _FEW and any(name.startswith(("fd", "fid")) for name in figures):
-        run.warn(f"{source.n} samples: a Frechet distance of less than {_FEW} is mostly bias; compare equal N only")
-        lines.append(f"warning: N = {source.n}: biased upwards; comparable with the same N only")
-    result = {
-        "figures": figures,
-        "n": source.n,
-        "n_reference": n_reference,
-        "samples": {"name": source.name} | source.facts,
-        "reference": None
-        if reference is None
-        else run.job.recipe.reference.model_dump() | {"split": run.job.recipe.split},
-        "features": space.facts,
-        "formulas": {"frechet": "unbiased covariances, float64, symmetric eigenvalues", "rounding": "EDM's uint8 rule"},
-        "inputs": run.info["inputs"],
-        "seed": run.job.recipe.seed,
-        "versions": versions(),
-    }
-    (run.folder / "result.json").write_text(json_text(result, indent=1), encoding="utf-8")
-    (run.folder / "answer.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    counts = {"n": float(source.n)} | ({} if n_reference is None else {"n_reference": float(n_reference)})
-    run.update(metrics=figures | counts)
-    features.clear()
-    shutil.rmtree(run.folder / "features")
+    return features
 
 
 def _told(progress: Progress, before: int, done: int) -> None:
     progress.update(before + done, {})
 
 
-def _figures(
-    config: Any, space: Space, fake: Tensor, real: Tensor | Statistics | None, seed: int
-) -> tuple[dict[str, float], list[str]]:
-    """The figures by name, and a line for each."""
-    wanted = _wanted(config)
+@dataclass(frozen=True)
+class _Figure:
+    """One figure of one draw: its value, what the line says of it, and further numbers by name."""
+
+    name: str
+    value: float
+    note: str
+    values: Values | None = None
+    more: dict[str, float] = field(default_factory=dict)
+    picture: Image | None = None
+
+
+def _told_of(found: list[_Figure], counts: str) -> tuple[dict[str, float], list[str], dict[str, Values]]:
+    """Figures by name, a line for each, and their values."""
     figures: dict[str, float] = {}
-    lines = []
+    for one in found:
+        figures |= {one.name: one.value} | one.more
+    lines = [f"{one.name} {one.value:.4g}{one.note}, {counts}" for one in found]
+    return figures, lines, {one.name: one.values for one in found if one.values is not None}
+
+
+def _mean_of(drawn: list[list[_Figure]], counts: str) -> tuple[dict[str, float], list[str], dict[str, Values]]:
+    """The same of several draws: mean and spread (standard deviation) of each figure over the draws."""
+    figures: dict[str, float] = {}
+    lines, values = [], {}
+    for same in zip(*drawn, strict=True):
+        name, each = same[0].name, torch.tensor([one.value for one in same], dtype=torch.float64)
+        figures |= {name: float(each.mean()), f"{name}_spread": float(each.std())}
+        listed = ", ".join(f"{value:.4g}" for value in each.tolist())
+        lines.append(f"{name} {figures[name]:.4g} +- {figures[f'{name}_spread']:.2g} (draws: {listed}), {counts} each")
+        parts = [one.values for one in same if one.values is not None]
+        if len(parts) == len(same):
+            values[name] = Values(parts[0].unit, torch.cat([part.values for part in parts]), parts[0].shared)
+    return figures, lines, values
+
+
+def _figures(config: Any, space: Space, fake: Tensor, real: Tensor | Statistics | None, seed: int) -> Iterator[_Figure]:
+    """The figures of one draw."""
+    wanted = _wanted(config)
     if "is" in wanted:
         if not space.logits:
             raise RecipeError("method.also: the Inception score needs Inception's logits", hint="gentk evaluate is")
         score = inception_score(fake[:, -space.logits :], splits=config.splits)
         fake = fake[:, : -space.logits]
         real = real[:, : -space.logits] if isinstance(real, Tensor) else real
-        figures |= {f"is{space.suffix}": score.mean, f"is{space.suffix}_std": score.std}
-        lines.append(f"is{space.suffix} {score.mean:.4g} +- {score.std:.2g} ({config.splits} splits), N = {len(fake)}")
+        name, note = f"is{space.suffix}", f" +- {score.std:.2g} ({config.splits} splits)"
+        of_splits = Values("split", torch.tensor(score.values, dtype=torch.float64))
+        yield _Figure(name, score.mean, note, of_splits, {f"{name}_std": score.std})
     if real is None:
-        return figures, lines
+        return
     known = real.moments if isinstance(real, Statistics) else moments(real)
-    counts = f"N = {len(fake)} against {(real.n or '?') if isinstance(real, Statistics) else len(real)}"
     if "fd" in wanted:
-        more, line = _frechet(config, space, fake, real, known)
-        figures |= more
-        lines.append(f"{line}, {counts}")
+        yield _frechet(config, space, fake, real, known)
     if "infinity" in wanted:
         limit = fd_infinity(known, fake, seed=seed)
-        figures[f"{space.figure}_infinity"] = limit.value
-        lines.append(f"{space.figure}_infinity {limit.value:.4g} +- {limit.error:.2g} (fit), {counts}")
+        name, note = f"{space.figure}_infinity", f" +- {limit.error:.2g} (fit)"
+        yield _Figure(name, limit.value, note, picture=_line_of(limit, space.figure))
     if "kid" in wanted:
         assert isinstance(real, Tensor)
-        size, most = config.subset, min(len(fake), len(real))
-        if most < size:
-            raise RecipeError(
-                f"method.subset: {size} is more than the {most} images at hand",
-                hint="--set method.subset=100, and say so beside the figure",
-            )
-        found = kid(real, fake, subsets=config.subsets, size=size, seed=seed)
-        figures |= {f"kid{space.suffix}": found.mean, f"kid{space.suffix}_std": found.std}
-        lines.append(
-            f"kid{space.suffix} {found.mean:.4g} +- {found.error:.2g}, {config.subsets} subsets of {size}, {counts}"
-        )
+        yield _kid(config, space, fake, real, seed)
     if "prdc" in wanted:
         assert isinstance(real, Tensor)
-        shares = prdc(real, fake, config.k)
-        names = ("precision", "recall", "density", "coverage")
-        by_name = {f"{name}{space.suffix}": float(getattr(shares, name)) for name in names}
-        figures |= by_name
-        lines += [f"{name} {value:.4f}, k = {config.k}, {counts}" for name, value in by_name.items()]
-    return figures, lines
+        found = neighbourhoods(real, fake, config.k)
+        for name, value in found.means()._asdict().items():
+            of_samples = Values("sample", getattr(found, name))
+            yield _Figure(f"{name}{space.suffix}", value, f", k = {config.k}", of_samples)
 
 
-def _frechet(
-    config: Any, space: Space, fake: Tensor, real: Tensor | Statistics, known: Moments
-) -> tuple[dict[str, float], str]:
+def _kid(config: Any, space: Space, fake: Tensor, real: Tensor, seed: int) -> _Figure:
+    size, most = config.subset, min(len(fake), len(real))
+    if most < size:
+        raise RecipeError(
+            f"method.subset: {size} is more than the {most} images at hand",
+            hint="--set method.subset=100, and say so beside the figure",
+        )
+    found = kid(real, fake, subsets=config.subsets, size=size, seed=seed)
+    of_subsets = Values("subset", torch.tensor(found.values, dtype=torch.float64), found.shared)
+    name, note = f"kid{space.suffix}", f" +- {found.error:.2g}, {config.subsets} subsets of {size}"
+    return _Figure(name, found.mean, note, of_subsets, {f"{name}_std": found.std})
+
+
+def _frechet(config: Any, space: Space, fake: Tensor, real: Tensor | Statistics, known: Moments) -> _Figure:
     distance = frechet_to(known)
     # Fewer samples than dimensions: the same number from the features themselves, exactly and at once.
     few = isinstance(real, Tensor) and min(len(fake), len(real)) < real.shape[1]
     value = frechet_of(fake, real) if few and isinstance(real, Tensor) else distance(moments(fake))
-    figures, line = {space.figure: value}, f"{space.figure} {value:.4g}"
-    if config.blocks:
-        found = disjoint_blocks(lambda chosen: distance(moments(fake[chosen])), len(fake), count=config.blocks)
-        figures[f"{space.figure}_error"] = found.error
-        line += f" +- {found.error:.2g} (standard error by {config.blocks} blocks)"
-    return figures, line
+    if not config.blocks:
+        return _Figure(space.figure, value, "")
+    found = disjoint_blocks(lambda chosen: distance(moments(fake[chosen])), len(fake), count=config.blocks)
+    note = f" +- {found.error:.2g} (standard error by {config.blocks} blocks)"
+    of_blocks = Values("block", torch.tensor(found.values, dtype=torch.float64))
+    return _Figure(space.figure, value, note, of_blocks, {f"{space.figure}_error": found.error})
+
+
+def _line_of(limit: FdInfinity, name: str) -> Image:
+    """The extrapolation as a picture: distances over 1 / N, and the line to their limit."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([1 / n for n in limit.sizes], limit.distances, "o", color=pictures.INK, ms=4)
+        ends = (0.0, 1 / min(limit.sizes))
+        axes.plot(ends, [limit.value + limit.slope * x for x in ends], color=pictures.INK, lw=1)
+        axes.set(xlabel="1 / N", title=f"{name}: {limit.value:.4g} in the limit", xlim=(0, None))
+
+    return pictures.chart(draw)
 
 
 def moments(features: Tensor) -> Moments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,21 @@ import torch
 from torch import Tensor
 
 from gentk import data
-from gentk.engine import inputs, precision
-from gentk.engine.generative import Judge, Sampler
+from gentk.engine import precision
+from gentk.engine.generative import Judge, Sampler, picture, rounded
 from gentk.engine.run import Job, Outcome, Run, read_info
-from gentk.engine.stop import listening
 from gentk.errors import MissingAsset, RecipeError
-from gentk.metrics.quality import halves, quality
+from gentk.metrics.frechet import frechet
+from gentk.metrics.intervals import disjoint_blocks
+from gentk.metrics.neighbours import neighbourhoods
+from gentk.metrics.quality import all_of, halves, moments, quality
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout, load
 from gentk.recipe.store import model_path
+from gentk.tasks.evaluate._recording import Finding, Values, record
 from gentk.tasks.evaluate._sources import of_folder, of_npz
+
+_BLOCKS = 10  # behind the distance's standard error
 
 
 def execute(job: Job) -> Outcome:
@@ -32,24 +38,48 @@ def execute(job: Job) -> Outcome:
     files, features = {recipe.samples: _located(recipe.samples)}, recipe.method.features
     if features != "identity":
         files[features] = model_path(features)
-    made_from = inputs.digests(files)
-    with Run(inputs.renewed(job, made_from)) as run:
-        if run.done is None:
-            run.update(inputs=made_from)
-            with listening() as stop:
-                stop.anywhere = True  # nothing is kept before the end: it can be done again
-                run.update(metrics=_figures(recipe, where))
-    return run.outcome()
+    return record(job, files, lambda run: _measure(run, where))
 
 
-def _figures(recipe: Any, where: torch.device) -> dict[str, float]:
+def _measure(run: Run, where: torch.device) -> Finding:
+    recipe, config = run.job.recipe, run.job.recipe.method
     judge, source = _prepare(recipe, where)
+    timed: dict[str, float] = {}
     if isinstance(source, Tensor):
-        figures = quality(source, judge.train, judge.test, judge.extract, k=recipe.method.k)
-        figures["n"] = float(len(source))
+        samples = source
     else:
-        figures = judge(source, recipe.seed) | {"n": float(recipe.method.n)}
-    return figures | {"fd_halves": halves(judge.train, judge.test, judge.extract)}
+        begun = time.perf_counter()
+        samples = rounded(source(config.n, recipe.seed, batch=config.batch))
+        timed = {"nfe": float(source.nfe), "ms_per_sample": 1000 * (time.perf_counter() - begun) / config.n}
+    figures = quality(samples, judge.train, judge.test, judge.extract, k=config.k)
+    features, real = judge.extract(samples), moments(judge.extract(all_of(judge.train)))
+    counts = f"N = {len(samples)} against {len(judge.train)}"
+    notes, errors, values = {}, {}, {}
+    if len(samples) >= 2 * _BLOCKS:
+        blocks = disjoint_blocks(lambda chosen: frechet(real, moments(features[chosen])), len(samples), count=_BLOCKS)
+        notes["fd"] = f" +- {blocks.error:.2g} (standard error by {_BLOCKS} blocks)"
+        errors["fd_error"] = blocks.error
+        values["fd"] = Values("block", torch.tensor(blocks.values, dtype=torch.float64))
+    lines = [f"{name} {value:.4g}{notes.get(name, '')}, {counts}" for name, value in figures.items()]
+    within = neighbourhoods(judge.extract(all_of(judge.train)), features, config.k, border=True)
+    values |= {name: Values("sample", getattr(within, name)) for name in ("precision", "recall")}
+    inputs = run.info["inputs"]
+    train = all_of(judge.train)[: len(samples)]
+    return Finding(
+        figures | errors | {"fd_halves": halves(judge.train, judge.test, judge.extract)} | timed,
+        lines,
+        len(samples),
+        len(judge.train),
+        comparable={
+            "features": {"name": config.features, "sha256": inputs.get(config.features)},
+            "reference": recipe.reference.name,
+            "n": len(samples),
+            "k": config.k,
+        },
+        facts={"samples": {"name": recipe.samples}},
+        values=values,
+        pictures={"samples": picture({"samples": samples[:100], "training data": train[:100]})},
+    )
 
 
 def _prepare(recipe: Any, where: torch.device) -> tuple[Judge, Tensor | Sampler]:

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from gentk.engine import inputs, precision
-from gentk.engine.log import json_text
+from gentk.engine import pictures, precision
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
-from gentk.engine.stop import listening
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.metrics.intervals import bootstrap
 from gentk.recipe.registry import method_module
-from gentk.recipe.stamp import versions
-from gentk.tasks.evaluate._reference import images_of, samples_of
+from gentk.tasks.evaluate._recording import Finding, Values, record
+from gentk.tasks.evaluate._reference import folder_of, images_of, samples_of
 from gentk.tasks.evaluate._sources import Source
+
+_SHOWN = 8  # images at each end
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,9 @@ def execute(job: Job) -> Outcome:
         return Outcome("planned", answer=f"{recipe.method.name} of {source.n} images, in {job.out}")
     if prompts is not None:
         files[recipe.method.prompts] = Path(recipe.method.prompts).expanduser()
-    made_from = inputs.digests(files)
-    with Run(inputs.renewed(job, made_from)) as run:
-        if run.done is None:
-            run.update(inputs=made_from)
-            with listening() as stop:
-                stop.anywhere = True  # nothing is kept before the end: it can be done again
-                _work(run, scorer, source, partners, prompts)
-    outcome = run.outcome()
-    answer = (run.folder / "answer.txt").read_text("utf-8").rstrip()
-    return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
+    if partners is not None and (folder := folder_of(recipe)) is not None:
+        files[recipe.reference.name] = folder
+    return record(job, files, lambda run: _score(run, scorer, source, partners, prompts))
 
 
 def _partners(recipe: Any, source: Source) -> Source:
@@ -99,39 +92,71 @@ def _prompts(config: Any) -> list[str]:
     return [prompt for prompt in found for _ in range(config.per_prompt)]
 
 
-def _work(run: Run, scorer: Scorer, source: Source, partners: Source | None, prompts: list[str] | None) -> None:
-    config, name = run.job.recipe.method, run.job.recipe.method.name.replace("-", "_")
+def _score(run: Run, scorer: Scorer, source: Source, partners: Source | None, prompts: list[str] | None) -> Finding:
+    recipe, config, name = run.job.recipe, run.job.recipe.method, run.job.recipe.method.name.replace("-", "_")
     values = torch.empty(source.n, dtype=torch.float64)
     others = partners.batches(0, config.batch) if partners else None
-    done = 0
+    ends, done = _Ends(), 0
     with Progress(source.n, 1, quiet=run.job.quiet) as progress:
         for part in source.batches(0, config.batch):
             end = done + len(part)
             partner = next(others) if others else None
             values[done:end] = scorer.score(part, partner, prompts[done:end] if prompts else None).double().cpu()
+            ends.take(values[done:end], part)
             done = end
             progress.update(done, {})
-    with (run.folder / "scores.npz").open("wb") as file:
-        np.savez(file, scores=values.numpy())
     figures = {name: float(values.mean()), f"{name}_std": float(values.std())}
     line = f"{name} {figures[name]:.4g}"
     finite = values[values.isfinite()]
     if len(finite) < len(values):  # PSNR of equal images
         line += f" ({len(values) - len(finite)} of {len(values)} are infinite)"
     elif len(values) > 1:
-        found = bootstrap(values, resamples=config.resamples, seed=run.job.recipe.seed)
+        found = bootstrap(values, resamples=config.resamples, seed=recipe.seed)
         line += f" [{found.low:.4g}, {found.high:.4g}] (95 %, bootstrap)"
         figures |= {f"{name}_low": found.low, f"{name}_high": found.high}
-    line += f", N = {source.n}"
-    result = {
-        "figures": figures,
-        "n": source.n,
-        "samples": {"name": source.name} | source.facts,
-        "score": scorer.facts,
-        "inputs": run.info["inputs"],
-        "seed": run.job.recipe.seed,
-        "versions": versions(),
-    }
-    (run.folder / "result.json").write_text(json_text(result, indent=1), encoding="utf-8")
-    (run.folder / "answer.txt").write_text(line + "\n", encoding="utf-8")
-    run.update(metrics=figures | {"n": float(source.n)})
+    against = None if partners is None else {"name": recipe.reference.name, "split": recipe.split}
+    asked = None if prompts is None else {"sha256": run.info["inputs"][config.prompts], "per_prompt": config.per_prompt}
+    return Finding(
+        figures,
+        [f"{line}, N = {source.n}"],
+        source.n,
+        comparable={"score": scorer.facts, "reference": against, "prompts": asked, "n": source.n},
+        facts={"samples": {"name": source.name} | source.facts},
+        values={name: Values("sample", values)},
+        pictures={name: _histogram(finite, name)} | ends.pictures(),
+    )
+
+
+class _Ends:
+    """The images of the lowest and the highest scores among those that were taken in."""
+
+    def __init__(self) -> None:
+        self.low: tuple[Tensor, Tensor] | None = None
+        self.high: tuple[Tensor, Tensor] | None = None
+
+    def take(self, values: Tensor, images: Tensor) -> None:
+        """Scores (B,) and their images (B, ...)."""
+        self.low = _kept(self.low, values, images, descending=False)
+        self.high = _kept(self.high, values, images, descending=True)
+
+    def pictures(self) -> dict[str, Image]:
+        """Both, the most extreme first."""
+        both = {"lowest": self.low, "highest": self.high}
+        return {name: pictures.grid(kept[1], columns=_SHOWN) for name, kept in both.items() if kept is not None}
+
+
+def _kept(
+    before: tuple[Tensor, Tensor] | None, values: Tensor, images: Tensor, *, descending: bool
+) -> tuple[Tensor, Tensor]:
+    if before is not None:
+        values, images = torch.cat([before[0], values]), torch.cat([before[1], images])
+    order = values.argsort(descending=descending, stable=True)[:_SHOWN]
+    return values[order].clone(), images[order].clone()
+
+
+def _histogram(values: Tensor, name: str) -> Image:
+    def draw(axes: Any) -> None:
+        axes.hist(values.numpy(), bins=40, color=pictures.INK)
+        axes.set(title=f"{name} of {len(values)} images", xlabel=name)
+
+    return pictures.chart(draw)

@@ -15,11 +15,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gentk import data
 from gentk.data import folder, to_uint8
+from gentk.engine import pictures
 from gentk.engine.generative import Sampler
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.processes.denoiser import Denoiser
@@ -201,6 +203,17 @@ def of_model(ref: str, where: torch.device, *, n: int, steps: int, seed: int) ->
 
     facts = {"sampler": "one-step" if once else "heun", "nfe": sampler.nfe, "seed": seed}
     return Source(ref, n, model.shape, batches, facts)
+
+
+def panels(source: Source, partner: Source | None = None) -> Image:
+    """The first images of a source, beside those of `partner` where both have one shape."""
+    count = next((n for side, n in ((32, 100), (64, 64), (128, 36)) if max(source.shape[1:]) <= side), 16)
+    x = next(source.batches(0, count))[:count]
+    if partner is None or partner.shape != source.shape:
+        return pictures.grid(x)
+    y = next(partner.batches(0, count))[:count]
+    n = min(len(x), len(y))
+    return pictures.side_by_side(x[:n], y[:n], ("samples", "reference"))
 
 
 def located(path: Path) -> Path:
