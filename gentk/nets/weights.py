@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
 from gentk.errors import GentkError, RunFailed
 from gentk.recipe.stamp import write_header
@@ -43,14 +44,17 @@ def load_into(net: nn.Module, path: Path) -> None:
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as e:
         raise GentkError(f"{path}: cannot be read: {e}", hint="fetch or export it again") from e
-    own = net.state_dict()
-    faults = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
-    faults += [
+    if found := faults(net.state_dict(), state):
+        raise GentkError(f"{path}: holds another architecture than its header says: {found}")
+    net.load_state_dict(state)
+
+
+def faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What keeps `state` from filling a network of the state `own`: the first four faults, or the empty string."""
+    found = [f"missing {k}" for k in own if k not in state] + [f"unexpected {k}" for k in state if k not in own]
+    found += [
         f"{k} has shape {tuple(state[k].shape)}, expected {tuple(v.shape)}"
         for k, v in own.items()
         if k in state and state[k].shape != v.shape
     ]
-    if faults:
-        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
-        raise GentkError(f"{path}: holds another architecture than its header says: {shown}")
-    net.load_state_dict(state)
+    return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")

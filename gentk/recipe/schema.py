@@ -1,33 +1,27 @@
-"""The sections that recipes are made of: every key, its type, range, default and meaning, in one place.
+"""The sections that recipes are made of: every key, its type, range, default and meaning.
 
-All sections forbid unknown keys, are frozen and strict. YAML lists arrive as tuples (see `yaml12`). A task's own recipe
-is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a method's settings are its file's `Config`.
+All sections forbid unknown keys, are frozen and strict. YAML lists arrive as tuples (see `yaml12`). Those of networks
+are in `networks`. A task's own recipe is `Head` plus its sections and lives in `gentk/tasks/TASK/__init__.py`; a
+method's settings are its file's `Config`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Warp = Annotated[float, Field(ge=1)]  # below 1, rho would crowd the grid at the noisy end
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values never change and are never coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+from gentk.recipe.networks import Adm as Adm
+from gentk.recipe.networks import DdpmUNet as DdpmUNet
+from gentk.recipe.networks import Mlp as Mlp
+from gentk.recipe.networks import Net as Net
+from gentk.recipe.networks import NoiseCnn as NoiseCnn
+from gentk.recipe.networks import SmallCnn as SmallCnn
+from gentk.recipe.networks import SongUNet as SongUNet
+from gentk.recipe.networks import UNet as UNet
+from gentk.recipe.section import Beta, Warp
+from gentk.recipe.section import Fraction as Fraction
+from gentk.recipe.section import Section as Section
 
 
 class Expect(Section):
@@ -66,37 +60,6 @@ class Data(Section):
     root: str | None = Field(None, description="folder that holds the files; else the environment variable GENTK_DATA")
     size: PositiveInt | None = Field(None, description="side in pixels that the images must have (images:FOLDER)")
     points: PositiveInt = Field(20_000, description="how many points to draw per split (points:NAME)")
-
-
-class UNet(Section):
-    """Class-conditional U-Net for images (gentk/nets/unet.py)."""
-
-    name: Literal["unet"]
-    width: PositiveInt = Field(32, description="channels at full resolution; the levels multiply it")
-    multipliers: tuple[PositiveInt, ...] = Field((1, 2), description="channel multiplier per level, finest first")
-    blocks: PositiveInt = Field(1, description="residual blocks per level")
-    attention: tuple[PositiveInt, ...] = Field((), description="sides in pixels at which self-attention is used")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout inside the residual blocks")
-
-
-class Mlp(Section):
-    """Residual multilayer perceptron for points (gentk/nets/mlp.py)."""
-
-    name: Literal["mlp"]
-    width: PositiveInt = Field(128, description="hidden units")
-    blocks: PositiveInt = Field(3, description="residual blocks")
-
-
-class SmallCnn(Section):
-    """Small convolutional classifier whose last hidden layer serves as features (gentk/nets/classifier.py)."""
-
-    name: Literal["small-cnn"]
-    width: PositiveInt = Field(32, description="channels of the first convolution")
-    features: PositiveInt = Field(64, description="width of the feature layer")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout before the feature layer")
-
-
-Net = Annotated[UNet | Mlp | SmallCnn, Field(discriminator="name")]
 
 
 class VE(Section):
