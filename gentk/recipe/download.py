@@ -10,7 +10,7 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from socket import create_connection
@@ -23,12 +23,15 @@ _PATIENCE = 1.5  # seconds; a host that takes no connection by then counts as ou
 _SILENCE = 30.0  # seconds without a byte; a connection counts as broken then
 _BLOCK = 2**20
 
+Progress = Callable[[int, int | None], None]
+"""(bytes here, bytes in all or None where the server does not say): called with every block."""
+
 
 class Unreachable(Exception):
     """There is no network, or no such file at the address; the message says which."""
 
 
-def fetch(url: str, path: Path, checksum: str = "") -> None:
+def fetch(url: str, path: Path, checksum: str = "", progress: Progress | None = None) -> None:
     """Downloads `url` to `path`; `checksum` holds the leading digits of its sha256, as many as are known.
 
     What came before a cut is gone on with: in this call as long as bytes come, and by the next call if there is a
@@ -45,7 +48,7 @@ def fetch(url: str, path: Path, checksum: str = "") -> None:
                 return
             if not checksum:
                 file.truncate(0)
-            _receive(url, file)
+            _receive(url, file, progress)
             if not (found := digest(part)).startswith(checksum):
                 part.unlink()
                 raise RunFailed(
@@ -86,13 +89,13 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
         return False
 
 
-def _receive(url: str, file: IO[bytes]) -> None:
+def _receive(url: str, file: IO[bytes], progress: Progress | None) -> None:
     """Appends the rest of `url` to `file`, connecting anew as often as that brings bytes."""
-    _connect(url)
+    reach(url)
     while True:
         start = os.fstat(file.fileno()).st_size
         try:
-            if _append(url, file, start):
+            if _append(url, file, start, progress):
                 return
             why = "the connection was cut"
         except urllib.error.HTTPError as e:
@@ -105,7 +108,7 @@ def _receive(url: str, file: IO[bytes]) -> None:
             raise Unreachable(f"{url}: {why}")
 
 
-def _append(url: str, file: IO[bytes], start: int) -> bool:
+def _append(url: str, file: IO[bytes], start: int, progress: Progress | None) -> bool:
     """One connection; returns whether all came that was promised."""
     headers = {"User-Agent": "gentk"} | ({"Range": f"bytes={start}-"} if start else {})
     # An opener of its own: `urlopen` keeps the proxies of its first call.
@@ -113,16 +116,19 @@ def _append(url: str, file: IO[bytes], start: int) -> bool:
     with opener.open(urllib.request.Request(url, headers=headers), timeout=_SILENCE) as response:
         if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:
             file.truncate(0)  # it sends all of it again
+            start = 0
         promised = response.headers.get("Content-Length")
         received = 0
         while block := response.read(_BLOCK):
             file.write(block)
             file.flush()
             received += len(block)
+            if progress:
+                progress(start + received, start + int(promised) if promised else None)
     return promised is None or received == int(promised)
 
 
-def _connect(url: str) -> None:
+def reach(url: str) -> None:
     """Raises Unreachable if the host of `url`, or its proxy, does not take a connection soon.
 
     In a thread of its own: a look-up of the name cannot be told to give up.

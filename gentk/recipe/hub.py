@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gentk.errors import GentkError, MissingAsset
-from gentk.recipe import extras, weights
+from gentk.recipe import download, extras, weights
 
 _WEIGHTS = ("*.json", "*.txt", "*.safetensors")
 
@@ -17,10 +18,18 @@ def is_id(ref: Path | str) -> bool:
     return isinstance(ref, str) and ref.count("/") == 1 and ref[0] not in "./~" and not Path(ref).exists()
 
 
-def folder(ref: Path | str, *, offline: bool, files: Sequence[str] = _WEIGHTS, needed: str = "config.json") -> Path:
+def folder(
+    ref: Path | str,
+    *,
+    offline: bool,
+    files: Sequence[str] = _WEIGHTS,
+    needed: str | None = "config.json",
+    remedy: str = "give --weights FOLDER",
+) -> Path:
     """The folder `ref`, or that of the hub id `ref` in the hub's cache, downloaded unless `offline`.
 
-    `files` are the patterns to download, `needed` a file without which the folder is of no use.
+    `files` are the patterns to download, `needed` a file without which the folder is of no use, `remedy` what to do
+    with a folder that was brought by hand.
     Raises MissingAsset where there is no such folder, or it lacks `needed`.
     """
     if not is_id(ref):
@@ -29,7 +38,7 @@ def folder(ref: Path | str, *, offline: bool, files: Sequence[str] = _WEIGHTS, n
             raise MissingAsset(f"{ref}: no such folder", hint="give a folder with config.json, or a hub id OWNER/NAME")
         return _holding(place, needed)
     snapshot_download = extras.load("huggingface_hub", "t2i").snapshot_download
-    offline = offline or weights.forbidden()
+    offline = offline or weights.forbidden() or not _in_reach()
     try:
         return _holding(Path(snapshot_download(ref, allow_patterns=list(files), local_files_only=offline)), needed)
     except (OSError, ValueError) as error:  # the hub's errors are both: no network, no such id, no such file
@@ -37,7 +46,7 @@ def folder(ref: Path | str, *, offline: bool, files: Sequence[str] = _WEIGHTS, n
         raise MissingAsset(
             f"{ref}: not in the cache of huggingface_hub ({why}); expected {', '.join(files)} of"
             f" https://huggingface.co/{ref}; size and hash are the hub's to check",
-            hint=f"with a network: `hf download {ref}`; or copy its files to a folder and give --weights FOLDER",
+            hint=f"with a network: `hf download {ref}`; or copy its files to a folder and {remedy}",
         ) from error
 
 
@@ -64,7 +73,16 @@ def pretrained(model: str, place: Path) -> Any:
     return net.eval()
 
 
-def _holding(place: Path, needed: str) -> Path:
-    if not (place / needed).is_file():
+def _in_reach() -> bool:
+    """Whether the hub answers soon; its own package tries for longer than a user waits."""
+    try:
+        download.reach(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    except download.Unreachable:
+        return False
+    return True
+
+
+def _holding(place: Path, needed: str | None) -> Path:
+    if needed and not (place / needed).is_file():
         raise MissingAsset(f"{place}: no {needed} in this folder", hint="it must hold a model as the hub stores it")
     return place

@@ -11,7 +11,7 @@ from typing import Any
 
 import gentk
 from gentk.errors import MissingAsset, RecipeError, did_you_mean
-from gentk.recipe import yaml12
+from gentk.recipe import teachers, yaml12
 
 _SUFFIXES = (".yaml", ".yml")
 
@@ -138,15 +138,27 @@ def models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(assets().glob("*.safetensors"))}
 
 
-def model_path(ref: str | Path) -> Path:
-    """The weights that `ref` means: a shipped model's name, a safetensors file, or a run folder (what it exported).
+def imported_place(name: str) -> Path:
+    """The file of the model that is imported under this name, whether it exists or not."""
+    return cache() / "models" / f"{name}.safetensors"
 
-    A shipped name wins over a folder of the same name, which `./NAME` still reaches. Raises MissingAsset, with a
-    suggestion, where there is nothing, and RecipeError where a run exported several.
+
+def imported() -> dict[str, Path]:
+    """Name -> file of the models that `gentk models import` has brought."""
+    return {path.stem: path for path in sorted(imported_place("any").parent.glob("*.safetensors"))}
+
+
+def model_path(ref: str | Path) -> Path:
+    """The weights that `ref` means: the name of a shipped or imported model, a safetensors file, or a run folder (what
+    it exported).
+
+    A name wins over a folder of the same name, which `./NAME` still reaches. Raises MissingAsset where there is
+    nothing: with the command that brings it for a published teacher, else with a suggestion; RecipeError where a run
+    exported several.
     """
-    shipped = models()
-    if str(ref) in shipped:
-        return shipped[str(ref)]
+    here = imported() | models()
+    if str(ref) in here:
+        return here[str(ref)]
     path = Path(ref).expanduser()
     if isfile(path):
         if path.suffix != ".safetensors":
@@ -154,9 +166,12 @@ def model_path(ref: str | Path) -> Path:
         return path
     if isdir(path):
         return _export(path)
+    if str(ref) in teachers.BY_NAME:
+        raise teachers.BY_NAME[str(ref)].absent(imported_place(str(ref)))
     raise MissingAsset(
-        f"no model `{ref}`{did_you_mean(str(ref), shipped)}",
-        hint=f"a run folder, a safetensors file or one of {', '.join(shipped) or '(none shipped)'}",
+        f"no model `{ref}`{did_you_mean(str(ref), [*here, *teachers.BY_NAME])}",
+        hint=f"a run folder, a safetensors file or one of {', '.join(here) or '(none here)'}; gentk models list shows "
+        "what can be imported",
     )
 
 

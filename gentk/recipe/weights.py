@@ -48,11 +48,18 @@ def forbidden() -> bool:
     return any(os.environ.get(name, "").lower() not in off for name in ("GENTK_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def find(weights: Weights, given: Path | None = None, offline: bool = False) -> Path:
+def find(
+    weights: Weights,
+    given: Path | None = None,
+    offline: bool = False,
+    progress: download.Progress | None = None,
+    remedy: str = "name the file by --weights PATH",
+) -> Path:
     """A file that holds `weights`: `given`, else the cache's, else, unless offline, the cache's after a download.
 
-    `offline` adds to what the environment says. Raises MissingAsset, in under 2 s without a network, naming file,
-    address, size, hash and place; RunFailed for a file of another checksum.
+    `offline` adds to what the environment says; `remedy` is what a user without a network can do. Raises
+    MissingAsset, in under 2 s without a network, naming file, address, size, hash and place; RunFailed for a file of
+    another checksum.
     """
     if given is not None:
         if not given.is_file():
@@ -62,19 +69,19 @@ def find(weights: Weights, given: Path | None = None, offline: bool = False) -> 
     if path.is_file():
         return _verified(weights, path)
     if offline or forbidden():
-        raise _missing(weights, path, "offline, so that it was not fetched")
+        raise _missing(weights, path, "offline, so that it was not fetched", remedy)
     print(f"fetching {weights} from {weights.url}", file=sys.stderr)
     try:
-        download.fetch(weights.url, path, weights.sha256)
+        download.fetch(weights.url, path, weights.sha256, progress)
     except download.Unreachable as e:
-        raise _missing(weights, path, str(e)) from e
+        raise _missing(weights, path, str(e), remedy) from e
     return path
 
 
-def _missing(weights: Weights, path: Path, why: str) -> MissingAsset:
+def _missing(weights: Weights, path: Path, why: str, remedy: str) -> MissingAsset:
     return MissingAsset(
         f"{weights} is not in the cache: {why}",
-        hint=f"fetch {weights.url} and put it to {path}, or name the file by --weights PATH",
+        hint=f"fetch {weights.url} and put it to {path}, or {remedy}",
     )
 
 
