@@ -25,6 +25,11 @@ def build(section: schema.Net, *, shape: tuple[int, ...], classes: int) -> nn.Mo
         return Mlp(dim=shape[0], classes=classes, **settings)
     if len(shape) != 3 or shape[1] != shape[2]:
         raise RecipeError(f"net.name: `{section.name}` takes square images, the data has shape {shape}")
+    if isinstance(section, schema.DdpmUNet | schema.NoiseCnn) and classes:  # not in silence
+        raise RecipeError(
+            f"net.name: `{section.name}` reads no labels, the data has {classes} classes",
+            hint="use net.name=unet or songunet",
+        )
     channels, size = shape[:2]
     if isinstance(section, schema.SmallCnn):
         from gentk.nets.classifier import SmallCnn

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gentk import nets
+from gentk.errors import RecipeError
 from gentk.nets import ddpm, keymaps
 from gentk.recipe import schema
 
@@ -139,6 +140,13 @@ def test_known_mistakes_are_seen(mistake: Any, monkeypatch: pytest.MonkeyPatch) 
     within = (ours - want).abs().max()
     mistake(net, monkeypatch)
     assert (outputs(net, theirs)[0] - want).abs().max() > max(2e-5, 5 * float(within))
+
+
+@pytest.mark.parametrize("name", ["ddpm-unet", "noise-cnn"])
+def test_labels_are_not_dropped_in_silence(name: str) -> None:
+    kind: Any = schema.DdpmUNet if name == "ddpm-unet" else schema.NoiseCnn
+    with pytest.raises(RecipeError, match=f"`{name}` reads no labels, the data has 10 classes"):
+        nets.build(kind(name=name), shape=(3, 32, 32), classes=10)
 
 
 def test_a_gradient_reaches_every_parameter() -> None:
