@@ -13,7 +13,7 @@ from scipy import stats
 
 from gentk.processes.process import ratio
 from gentk.processes.schedules import VE, RectifiedFlow
-from gentk.processes.times import draw
+from gentk.processes.times import draw, flow_time, sigma_of
 from gentk.recipe import schema
 
 N = 20_000
@@ -55,9 +55,52 @@ def test_logit_normal_time(process, gen):
     assert distance(u.logit() / 0.8, "norm") > 2 * BOUND
 
 
+def test_uniform_in_flow_time(process, gen):
+    """t = s / (1 + s) uniform between the process's ends, whatever its own clock; that clock's law is another one."""
+    ends = flow_time(ratio(process, torch.tensor([process.t_min, process.t_max]).double()))
+    t = flow_time(ratio(process, draw(schema.UniformTime(name="uniform", clock="flow"), process, N, gen, "cpu")))
+    assert distance((t - ends[0]) / (ends[1] - ends[0]), "uniform") < BOUND
+    own = flow_time(ratio(process, draw(schema.UniformTime(name="uniform"), process, N, gen, "cpu")))
+    if process.name != "rectified-flow":  # the one whose own clock it is
+        assert distance((own - ends[0]) / (ends[1] - ends[0]), "uniform") > 2 * BOUND
+
+
+def test_shifted_flow_time(process, gen):
+    """SD3's map s t / (1 + (s - 1) t) once: its inverse gives the unshifted law back, its double does not."""
+    section = schema.LogitNormal(name="logit-normal", mean=0.3, std=0.8, clock="flow", shift=3.0)
+    low, high = flow_time(ratio(process, torch.tensor([process.t_min, process.t_max]).double())).tolist()
+
+    def back(t):
+        t = t / (3 - 2 * t)
+        return ((t - low) / (high - low)).logit()
+
+    t = flow_time(ratio(process, draw(section, process, N, gen, "cpu")))
+    inside = t < high * (1 - 1e-9)  # shifted beyond the process's end, they stand on it
+    assert inside.double().mean() > 0.9
+    u = (back(t) - 0.3) / 0.8
+    top = u[inside].max()
+    assert distance(u.clamp_max(top), lambda x: stats.norm.cdf(x) * (x < top.item()) + (x >= top.item())) < BOUND
+    assert distance(u - torch.tensor(3.0).log() / 0.8, "norm") > 2 * BOUND, "the control: not shifted at all"
+
+
+def test_flow_time_and_back():
+    s = torch.tensor([0.0, 1e-3, 1.0, 2.5, 1e6, torch.inf], dtype=torch.float64)
+    want = torch.tensor([0.0, 1e-3 / 1.001, 0.5, 2.5 / 3.5, 1e6 / (1e6 + 1), 1.0], dtype=torch.float64)
+    torch.testing.assert_close(flow_time(s), want, rtol=1e-14, atol=0)
+    torch.testing.assert_close(sigma_of(flow_time(s)), s, rtol=1e-9, atol=0)
+
+
+def test_a_shift_needs_the_clock_that_it_moves():
+    for kind, name in ((schema.UniformTime, "uniform"), (schema.LogitNormal, "logit-normal")):
+        with pytest.raises(ValueError, match="set clock: flow"):
+            kind(name=name, shift=3.0)
+
+
 @pytest.mark.parametrize(
     "section",
     [
+        schema.UniformTime(name="uniform", clock="flow", shift=3.0),
+        schema.LogitNormal(name="logit-normal", clock="flow"),
         schema.LogNormal(name="lognormal"),
         schema.KarrasUniform(name="karras"),
         schema.UniformTime(name="uniform"),
