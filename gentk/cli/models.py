@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from gentk.cli import console
+from gentk.cli import console, exporting
 from gentk.errors import GentkError
 
 app = typer.Typer(help="Look at models.", no_args_is_help=True)
 
 _FACTS = ("kind", "data", "process", "predicts", "sigma_data", "sigma_init", "seed", "licence", "gentk_version")
+
+app.command("export")(exporting.export)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
