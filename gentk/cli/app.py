@@ -92,7 +92,7 @@ def _command(task: str) -> Callable[..., None]:
 
 def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], given: dict[str, Any]) -> Any:
     """The recipe that a command means, loaded with its options. Raises RecipeError for whatever does not fit."""
-    from gentk.recipe import load, store
+    from gentk.recipe import load, store, teachers
 
     subject = registry.subject(task)
     if recipe is not None:
@@ -111,6 +111,8 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     if chosen.task != task or (method is not None and chosen.method.name != method):
         wanted = f"{task} {method}" if method else task
         raise RecipeError(f"--recipe {recipe}: is for `gentk {chosen.task} {chosen.method.name}`, not `gentk {wanted}`")
+    if getattr(chosen, subject) in teachers.NAMES:
+        store.model_path(getattr(chosen, subject))  # says how to import it before torch is loaded
     return loaded
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gentk.cli import console, exporting
+from gentk.cli import console, exporting, importing
 from gentk.errors import GentkError
 
-app = typer.Typer(help="Look at models.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from gentk.recipe.teachers import Teacher
 
-_FACTS = ("kind", "data", "process", "predicts", "sigma_data", "sigma_init", "seed", "licence", "gentk_version")
+app = typer.Typer(help="Look at models, import and export them.", no_args_is_help=True)
 
+_FACTS = (
+    *("kind", "data", "process", "predicts", "inputs", "sigma_data", "sigma_init", "seed"),
+    *("source", "sha256", "imported", "licence", "gentk_version"),
+)
+
+app.command("import")(importing.import_)
 app.command("export")(exporting.export)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -22,18 +29,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 @console.guard()
 def list_models(json: Json = False) -> None:
-    """List the models that ship with gentk."""
-    from gentk.recipe import store
+    """List the models that ship with gentk, those imported, and the published ones that can be."""
+    from gentk.recipe import store, teachers
 
-    found = [_header(name, path) for name, path in store.models().items()]
-    whole = [model for model in found if "error" not in model]
+    shipped, imported = store.models(), store.imported()
+    found = [{**_header(name, path), "where": "shipped"} for name, path in shipped.items()]
+    found += [{**_header(name, path), "where": "imported"} for name, path in imported.items() if name not in shipped]
+    here = {model["model"] for model in found}
+    absent = [_absent(teacher) for teacher in teachers.TEACHERS if teacher.name not in here]
     if json:
-        console.as_json(found)
-    elif whole:
-        columns = ["model", "kind", "net", "data", "parameters", "size", "licence"]
-        console.table(columns, [_row(model) for model in whole])
-    elif not found:
-        console.note("no models ship with this installation")
+        console.as_json([*found, *absent])
+    else:
+        columns = ["model", "kind", "net", "data", "parameters", "size", "licence", "where"]
+        console.table(columns, [_row(model) for model in [*found, *absent] if "error" not in model])
     for model in found:
         if "error" in model:
             console.note(f"warning: {model['error']}")
@@ -79,11 +87,21 @@ def _header(name: str, path: Path) -> dict[str, Any]:
         return {"model": name, "path": str(path), "error": str(error)}
 
 
+def _absent(teacher: Teacher) -> dict[str, Any]:
+    """A published model that is not here, in the form of a header."""
+    facts = {"kind": "denoiser", "data": teacher.data, "bytes": teacher.size, "sha256": teacher.sha256 or None}
+    facts |= {"format": teacher.format, "source": teacher.source, "licence": teacher.licence}
+    command = f"gentk models import {teacher.name}" if teacher.fetchable else None
+    return {"model": teacher.name, "path": None, **facts, "where": "absent", "import": command}
+
+
 def _row(model: dict[str, Any]) -> list[Any]:
     net = model.get("net")
     shown = [model.get("kind"), net.get("name") if isinstance(net, dict) else net, _name(model.get("data"))]
-    size, licence = _size(model["bytes"]), model.get("licence") or "-"
-    return [model["model"], *(each or "-" for each in shown), model["parameters"], size, licence]
+    size = _size(model["bytes"]) if model["bytes"] else "-"
+    where = model["where"] if model["where"] != "absent" else model["import"] or f"absent: see {model['source']}"
+    end = [size, model.get("licence") or "-", where]
+    return [model["model"], *(each or "-" for each in shown), model.get("parameters"), *end]
 
 
 def _name(section: Any) -> Any:

@@ -99,6 +99,7 @@ def _receive(url: str, file: IO[bytes], progress: Progress | None) -> None:
                 return
             why = "the connection was cut"
         except urllib.error.HTTPError as e:
+            e.close()  # it is the answer, too, and holds the connection
             if e.code == 416 and start:  # nothing is left to send
                 return
             raise Unreachable(f"{url} answers {e.code} {e.reason}") from e

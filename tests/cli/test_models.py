@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from gentk.cli import models
-from gentk.recipe import stamp, store
+from gentk.recipe import stamp, store, teachers
 
 HEADER = {
     "kind": "denoiser",
@@ -33,9 +33,11 @@ def model(path, header=HEADER):
 
 @pytest.fixture(autouse=True)
 def shipped(tmp_path, monkeypatch):
-    """A package that ships what the test puts in the folder."""
+    """A package that ships what the test puts in the folder, and knows of one published model; nothing is imported."""
     folder = tmp_path / "assets"
     folder.mkdir()
+    monkeypatch.setenv("GENTK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(teachers, "TEACHERS", (teachers.BY_NAME["edm-cifar10"],))
     monkeypatch.setattr(store, "assets", lambda: folder)
     return folder
 
@@ -48,8 +50,8 @@ def call(*words, code=0):
 
 def test_list(shipped):
     model(shipped / "edm-digits.safetensors")
-    head, line = call("list").stdout.splitlines()
-    assert head.split() == ["model", "kind", "net", "data", "parameters", "size", "licence"]
+    head, line, _ = call("list").stdout.splitlines()
+    assert head.split() == ["model", "kind", "net", "data", "parameters", "size", "licence", "where"]
     size = (shipped / "edm-digits.safetensors").stat().st_size
     assert line.split() == [
         "edm-digits",
@@ -59,8 +61,10 @@ def test_list(shipped):
         "307",
         *f"{size / 1000:.3g} kB".split(),
         "Apache-2.0",
+        "shipped",
     ]
-    (answer,) = json.loads(call("list", "--json").stdout)
+    answer, _ = json.loads(call("list", "--json").stdout)
+    assert answer["where"] == "shipped"
     assert answer["model"] == "edm-digits"
     assert answer["parameters"] == 307
     assert answer["net"]["width"] == 64
@@ -68,8 +72,40 @@ def test_list(shipped):
 
 def test_list_of_nothing():
     result = call("list")
-    assert (result.stdout, result.stderr) == ("", "no models ship with this installation\n")
-    assert json.loads(call("list", "--json").stdout) == []
+    _, line = result.stdout.splitlines()
+    assert line.split() == ["edm-cifar10", "denoiser", "-", "cifar10", "-", "-", *LICENCE, *BRING]
+    (answer,) = json.loads(call("list", "--json").stdout)
+    assert (answer["where"], answer["path"], answer["import"]) == ("absent", None, "gentk models import edm-cifar10")
+    assert answer["source"].startswith("https://")
+
+
+LICENCE = ["CC", "BY-NC-SA", "4.0", "(NVIDIA,", "non-commercial)"]
+BRING = ["gentk", "models", "import", "edm-cifar10"]
+
+
+def test_list_of_imported_models(shipped):
+    model(store.imported_place("edm-cifar10"), HEADER | {"source": "https://x/y.pkl", "sha256": "ab" * 32})
+    model(shipped / "mine.safetensors")
+    model(store.imported_place("mine"))  # a shipped name goes first
+    lines = call("list").stdout.splitlines()[1:]
+    assert [(line.split()[0], line.split()[-1]) for line in lines] == [("mine", "shipped"), ("edm-cifar10", "imported")]
+    shown = call("show", "edm-cifar10").stdout.splitlines()
+    assert f"sha256         {'ab' * 32}" in shown
+    assert "source         https://x/y.pkl" in shown
+    assert any(line.split() == ["licence", "Apache-2.0"] for line in shown)
+
+
+def test_a_published_model_that_no_command_brings(monkeypatch):
+    monkeypatch.setattr(teachers, "TEACHERS", (teachers.BY_NAME["rectified-flow-cifar10"],))
+    assert "absent: see https://github.com/" in call("list").stdout
+    (answer,) = json.loads(call("list", "--json").stdout)
+    assert answer["import"] is None
+
+
+def test_a_published_model_that_is_absent_is_told_with_its_command():
+    said = call("show", "edm-cifar10", code=3).stderr
+    assert "teacher `edm-cifar10` is not here" in said
+    assert "with a network: `gentk models import edm-cifar10`" in said
 
 
 def test_a_damaged_model_hides_no_other(shipped):
@@ -77,11 +113,11 @@ def test_a_damaged_model_hides_no_other(shipped):
     bad = model(shipped / "bad.safetensors")
     bad.write_bytes(bad.read_bytes()[:-1])
     result = call("list")
-    assert len(result.stdout.splitlines()) == 2
+    assert len(result.stdout.splitlines()) == 3
     assert "good" in result.stdout
     assert f"warning: {bad}: " in result.stderr
     answer = json.loads(call("list", "--json").stdout)
-    assert ["error" in each for each in answer] == [True, False]
+    assert ["error" in each for each in answer] == [True, False, False]
 
 
 def test_show_tells_recipe_seed_and_figures(shipped):

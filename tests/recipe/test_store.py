@@ -117,7 +117,8 @@ def test_pick_without_a_default(add: Add) -> None:
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An assets folder with one model; the test runs in an empty folder beside it."""
+    """An assets folder with one model and no imported ones; the test runs in an empty folder beside it."""
+    monkeypatch.setenv("GENTK_CACHE", str(tmp_path / "cache"))
     assets, work = tmp_path / "assets", tmp_path / "work"
     assets.mkdir()
     work.mkdir()
@@ -137,6 +138,27 @@ def test_models_by_name_file_and_run(shipped: Path) -> None:
     assert store.model_path("run") == store.model_path(Path("run")) == store.model_path(str(weights)) == weights
     Path("edm-digits").mkdir()
     assert store.model_path("edm-digits") == shipped
+
+
+def test_imported_models_by_name(shipped: Path) -> None:
+    place = store.imported_place("edm-cifar10")
+    assert place.parent == store.cache() / "models"
+    place.parent.mkdir(parents=True)
+    with pytest.raises(MissingAsset, match=f"teacher `edm-cifar10` is not here .{place}.") as absent:
+        store.model_path("edm-cifar10")
+    said = absent.value.hint
+    assert "with a network: `gentk models import edm-cifar10`" in said
+    assert "`gentk models import edm-cifar10-32x32-uncond-vp.pkl --as edm --name edm-cifar10`" in said
+    with pytest.raises(MissingAsset) as absent:
+        store.model_path("rectified-flow-cifar10")
+    assert "`gentk models import FILE --as rectified-flow --name rectified-flow-cifar10`" in absent.value.hint
+    place.touch()
+    store.imported_place("edm-digits").touch()
+    assert store.imported() == {"edm-cifar10": place, "edm-digits": store.imported_place("edm-digits")}
+    assert store.model_path("edm-cifar10") == place
+    assert store.model_path("edm-digits") == shipped, "what ships goes first"
+    with pytest.raises(MissingAsset, match="did you mean `edm-cifar10`"):
+        store.model_path("edm-cifar")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_a_download_into_the_cache(
     assert f"fetching weights.pth (1,048,576 bytes, {'sha256' if sha256 else 'no'}" in said.err
 
 
+def test_progress_counts_what_is_here(server: Server) -> None:
+    server.cuts = [1000]
+    told: list[tuple[int, int | None]] = []
+    find(weights(server.url), progress=lambda here, total: told.append((here, total)))
+    assert told[0] == (1000, len(CONTENT))
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert [here for here, _ in told] == sorted(here for here, _ in told)
+
+
 def test_cuts_are_gone_on_with(server: Server) -> None:
     server.cuts = [1000, 500_000]
     assert find(weights(server.url)).read_bytes() == CONTENT
