@@ -117,10 +117,9 @@ def _unlike(a: Any, b: Any, place: str = "") -> Iterator[str]:
 
 
 def _picture(drawn: list[tuple[str, Interval]]) -> Image:
-    """The differences in units of their intervals' half-widths: what lies beyond 1 is not chance's."""
+    """The differences in units of their intervals' half-widths: one that does not reach 0 is not chance's."""
 
     def draw(axes: Any) -> None:
-        axes.axvspan(-1, 1, color="#e4e4e7", lw=0)
         for row, (_, found) in enumerate(drawn):
             half = max((found.high - found.low) / 2, 1e-300)
             low, high = found.low / half, found.high / half
