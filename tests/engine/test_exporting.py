@@ -560,6 +560,20 @@ def test_a_folder_is_replaced_whole_or_kept(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(RunFailed, match="differs by nan"):
             export(str(path), "diffusers", out, force=True)
     assert (out / "stale").exists()
+    whole = Path.replace
+    for stop in (OSError(28, "No space left on device"), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+
+            def replace(self: Path, target: Path, stop: BaseException = stop) -> Path:
+                if target == out and ".old." not in self.name:
+                    raise stop
+                return whole(self, target)
+
+            patch.setattr(Path, "replace", replace)
+            with pytest.raises((RunFailed, KeyboardInterrupt)):
+                export(str(path), "diffusers", out, force=True)
+        assert (out / "stale").exists()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "pipe"]
     export(str(path), "diffusers", out, force=True)
     assert not (out / "stale").exists()
     assert (out / "unet" / "config.json").exists()

@@ -168,19 +168,19 @@ def _in_place(out: Path) -> Iterator[Path]:
             out.replace(aside)
         temporary.replace(out)
     except OSError as e:
-        if aside.is_dir():
-            aside.replace(out)
         raise RunFailed(
             f"{out}: cannot be written: {e.strerror or e}", hint="free disk space or choose another --out"
         ) from e
     finally:
+        if os.path.lexists(aside) and not os.path.lexists(out):  # stopped between the two renames
+            aside.replace(out)
         for left in (temporary, aside):
             _remove(left)
 
 
 def _remove(path: Path) -> None:
     with suppress(OSError):  # what refused the export may refuse this too: the first reason is the one to tell
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

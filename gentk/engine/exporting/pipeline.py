@@ -87,5 +87,5 @@ def _elsewhere(folder: Path, inputs: list[dict[str, Tensor]]) -> list[Tensor]:
         done = subprocess.run(words, env=os.environ | own, cwd=scratch, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-            raise RunFailed(f"{folder}: diffusers cannot load what was written: {last[0]}", hint="report this")
+            raise RunFailed(f"diffusers cannot load what was written: {last[0]}", hint="report this")
         return [safetensors.torch.load_file(made)["images"] for _, made in pairs]

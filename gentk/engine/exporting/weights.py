@@ -31,7 +31,7 @@ def write(source: Source, place: Path) -> Written:
         place.write_bytes(safetensors.torch.save(_rounded(source), write_header(header)))
     again = load(str(place), kinds=kinds, where=cpu)
     if {name: again.header.get(name) for name in header} != header or not _same(source, model, again):
-        raise RunFailed(f"{place}: holds something else than was written", hint="try again, or on another disk")
+        raise RunFailed(f"`{source.ref}`: read again, the copy is another", hint="try again, or on another disk")
     return Written(difference(model, module(again), module(model)), TOLERANCES[source.dtype or "float32"])
 
 
