@@ -161,6 +161,6 @@ for _task, _help in registry.tasks().items():
     app.command(_task, help=f"{_help}.\n\nMethods:\n\n{_lines}", short_help=_help)(_command(_task))
 
 app.add_typer(recipes.app, name="recipes", help="List, show, copy, check and compare recipes.")
-app.add_typer(models.app, name="models", help="List and show models.")
+app.add_typer(models.app, name="models", help="List, show, import and export models.")
 app.add_typer(runs.app, name="runs", help="List, show and compare runs.")
 app.command("doctor")(doctor.doctor)

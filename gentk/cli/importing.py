@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -143,13 +144,15 @@ def _fetched(source: str, form: str, target: Path) -> _Source:
                 return _Source(*_snapshot(known.source), known)
             row = weights.Weights(known.file, known.source, known.size, known.sha256, known.licence, known.note)
             with _Shown(known.file) as progress:
-                return _Source(weights.find(row, progress=progress), known.source, known)
+                return _Source(weights.find(row, progress=progress, say=console.note), known.source, known)
         except MissingAsset as error:
             raise known.absent(target, str(error)) from error
     if _is_url(source):
         row = weights.Weights(_last(source) or "download", source, None, "", "", "")
         with _Shown(row.name) as progress:
-            place = weights.find(row, progress=progress, remedy="give the path of the file instead of the address")
+            place = weights.find(
+                row, progress=progress, remedy="give the path of the file instead of the address", say=console.note
+            )
             return _Source(place, source, known)
     path = Path(source).expanduser()
     if path.exists():
@@ -162,6 +165,8 @@ def _fetched(source: str, form: str, target: Path) -> _Source:
 
 def _snapshot(ref: str) -> tuple[Path, str]:
     """The folder of a hub id and its origin, with the revision."""
+    if console.is_quiet():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when the package is imported
     from gentk.recipe import hub
 
     place = hub.folder(ref, offline=False, needed=None, remedy="give it as SOURCE")

@@ -82,17 +82,26 @@ def state_dict(module: Any) -> dict[str, Tensor]:
         if not waiting:
             return found
         prefix, record = waiting.pop()
-        modules = record.get("_modules") if isinstance(record, Record) else None
-        if not isinstance(modules, dict):
+        parts = _parts(record)
+        if parts is None:
             raise GentkError(f"`{prefix.rstrip('.') or 'the model'}` is no network but {what(record)}")
-        passing = record.get("_non_persistent_buffers_set") or ()
-        tensors = (record.get("_parameters") or {}) | {
-            name: buffer for name, buffer in (record.get("_buffers") or {}).items() if name not in passing
-        }
-        found |= {prefix + name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+        modules, tensors = parts
+        found |= {f"{prefix}{name}": tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
         children = [(f"{prefix}{name}.", child) for name, child in modules.items() if child is not None]
         waiting += reversed(children[:_MOST_MODULES])
     raise GentkError(f"more than {_MOST_MODULES:,} modules: one that holds itself, or a trap")
+
+
+def _parts(record: Any) -> tuple[dict[Any, Any], dict[Any, Any]] | None:
+    """Modules and tensors by name of a module's record; None for anything else."""
+    state = record.state if isinstance(record, Record) else None
+    if not isinstance(state, dict):
+        return None
+    modules, parameters, buffers = (state.get(name, {}) for name in ("_modules", "_parameters", "_buffers"))
+    passing = state.get("_non_persistent_buffers_set", set())
+    if not all(isinstance(each, dict) for each in (modules, parameters, buffers)) or not isinstance(passing, set):
+        return None
+    return modules, parameters | {name: buffer for name, buffer in buffers.items() if name not in passing}
 
 
 def _persistent(meta: Any) -> Record:

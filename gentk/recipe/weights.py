@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +55,13 @@ def find(
     offline: bool = False,
     progress: download.Progress | None = None,
     remedy: str = "name the file by --weights PATH",
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """A file that holds `weights`: `given`, else the cache's, else, unless offline, the cache's after a download.
 
-    `offline` adds to what the environment says; `remedy` is what a user without a network can do. Raises
-    MissingAsset, in under 2 s without a network, naming file, address, size, hash and place; RunFailed for a file of
-    another checksum.
+    `offline` adds to what the environment says; `remedy` is what a user without a network can do; the line that tells
+    of a download goes to `say`, else to stderr. Raises MissingAsset, in under 2 s without a network, naming file,
+    address, size, hash and place; RunFailed for a file of another checksum.
     """
     if given is not None:
         if not given.is_file():
@@ -70,7 +72,8 @@ def find(
         return _verified(weights, path)
     if offline or forbidden():
         raise _missing(weights, path, "offline, so that it was not fetched", remedy)
-    print(f"fetching {weights} from {weights.url}", file=sys.stderr)
+    line = f"fetching {weights} from {weights.url}"
+    say(line) if say else print(line, file=sys.stderr)
     try:
         download.fetch(weights.url, path, weights.sha256, progress)
     except download.Unreachable as e:

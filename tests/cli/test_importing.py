@@ -191,6 +191,10 @@ def test_a_known_name_is_fetched_once(address: str, tmp_path: Path, monkeypatch:
     assert "is here already" in again.stderr
     assert again.stdout == result.stdout
     import_("edm-cifar10", "--force")  # from the file that was kept
+    edm_file(served)
+    next((tmp_path / "cache" / "weights").iterdir()).unlink()
+    assert import_("edm-cifar10", "--force", "--quiet").stderr == ""
+    console.quiet(False)
     gentk("distill", "sim", "--teacher", "edm-cifar10", "--dry-run")
 
 

@@ -417,6 +417,8 @@ def test_edm_files_of_another_kind(tmp_path: Path) -> None:
     faulty(edm_file(path, "VPPrecond", beta_d=19.9), "edm", "VPPrecond without beta_min, M, epsilon_t")
     faulty(edm_files.write(path, {"G": 1, "D": 2}), "edm", "no network under `ema` .* but the keys G, D")
     faulty(edm_files.write(path, [1]), "edm", "but a list")
+    for key, value in {"num_blocks": "two", "channel_mult": 3, "img_channels": None, "label_dim": "x"}.items():
+        faulty(edm_files.write(path, {"ema": edm_files.network({}, "EDMPrecond", {**KWARGS, key: value})}), "edm", ".")
     nameless = edm_files.Persistent("EDMPrecond", {"_init_args": (8,), "_init_kwargs": {}, "_modules": {}})
     faulty(edm_files.write(path, {"ema": nameless}), "edm", "does not keep its arguments by name")
     odd = edm_files.Persistent("EDMPrecond", {"_init_kwargs": {**KWARGS, "decoder_type": "skip"}, "_modules": {}})

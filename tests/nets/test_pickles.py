@@ -391,8 +391,12 @@ def test_modules_without_end() -> None:
         pickles.state_dict(leaf)
 
 
+PARTS = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+
+
 @pytest.mark.parametrize(
-    "record", [None, 3, {"_modules": {}}, inert.Record("X"), inert.Record("X", {"_modules": 3}), inert.Record("X", 3)]
+    "record",
+    [None, 3, {"_modules": {}}, inert.Record("X"), inert.Record("X", 3), *(inert.Record("X", {k: 3}) for k in PARTS)],
 )
 def test_what_is_no_network(record: Any) -> None:
     with pytest.raises(GentkError, match="`the model` is no network but a "):

@@ -58,6 +58,8 @@ def read(path: Path, form: str, values: Mapping[str, Any], data: str | None) -> 
         if type(error) is not GentkError or str(path) in str(error):
             raise
         raise GentkError(f"{path}: {error}", hint=error.hint) from error  # the maps of names know no file
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # content of kinds that no such file has
+        raise GentkError(f"{path}: not what `--as {form}` reads: {error}", hint="another format, or damaged") from error
     settings.finish()
     if data in teachers.SHAPES:
         shape, classes = teachers.SHAPES[data]
