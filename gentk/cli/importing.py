@@ -205,15 +205,15 @@ def _convert(
 
 
 def _digest(path: Path) -> str:
-    """The sha256 of the file, or of the weights in the folder."""
+    """The sha256 of the file, or of the network's weights in the folder."""
     from gentk.recipe import weights
 
     if not path.is_dir():
         return weights.digest(path)
-    places = sorted(path.rglob("*.safetensors"))
-    if not places:
-        raise MissingAsset(f"{path}: no .safetensors in this folder", hint="pickled .bin files are not read")
-    return weights.digest(places[0])
+    for place in (path / "unet", path):
+        if found := sorted(place.glob("*.safetensors")):
+            return weights.digest(found[0])
+    raise MissingAsset(f"{path}: no .safetensors in this folder", hint="pickled .bin files are not read")
 
 
 class _Shown:
