@@ -135,5 +135,4 @@ def picture(groups: Mapping[str, Tensor]) -> Image:
     panels = {name: to_uint8(x) for name, x in groups.items()}
     if len(panels) == 1:
         return pictures.grid(next(iter(panels.values())))
-    (left_name, left), (right_name, right) = panels.items()
-    return pictures.side_by_side(left, right, (left_name, right_name))
+    return pictures.side_by_side(panels)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gentk.engine import checkpoint, ema, optim, pictures, rng
+from gentk.engine.keeping import watch
 from gentk.engine.method import Batch, Phase, Trainable
 from gentk.engine.precision import autocast, compiled
 from gentk.engine.progress import Progress
@@ -211,6 +212,7 @@ def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
         pictures.save(picture, run.folder / "samples" / f"{name}-{state.step:08d}.png")
     if shown.metrics:
         run.log.metrics(state.step, state.step * train.batch, {f"eval/{k}": v for k, v in shown.metrics.items()})
+    watch(run, state.step, shown)
 
 
 def _keep_failed(run: Run, state: State, error: NotFinite) -> RunFailed:

@@ -77,7 +77,10 @@ class Trainable(Protocol):
         ...
 
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
-        """Pictures and quick figures of the current state; the figures are logged as `eval/NAME`."""
+        """Pictures and quick figures of the current state; the figures are logged as `eval/NAME`.
+
+        Models among them are kept while their figure `fd` is the least so far.
+        """
         ...
 
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:

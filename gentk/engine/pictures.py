@@ -1,4 +1,4 @@
-"""Pictures of samples: grids large enough to see, two grids side by side, points in the plane. No torch."""
+"""Pictures of samples: grids large enough to see, grids side by side, points in the plane. No torch."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def grid(images: Any, columns: int | None = None, scale: int | None = None) -> I
     return Image.fromarray(sheet)
 
 
-def side_by_side(
-    left: Any, right: Any, titles: tuple[str, str], columns: int | None = None, scale: int | None = None
-) -> Image.Image:
-    """Two grids with a caption above each: image k on the left and on the right belong together.
+def side_by_side(panels: Mapping[str, Any], columns: int | None = None, scale: int | None = None) -> Image.Image:
+    """A grid for each name with the name above it: image k of one belongs to image k of the others.
 
-    `left`, `right`: uint8 (N, C, H, W) of one shape, e.g. the teacher's and the student's answers to the same noise.
+    `panels`: name -> uint8 (N, C, H, W), all of one shape, e.g. the teacher's and the student's answers to the same
+    noise.
     """
-    if np.shape(left) != np.shape(right):
-        raise ValueError(f"pairs need equal shapes, not {tuple(np.shape(left))} and {tuple(np.shape(right))}")
-    grids = [grid(left, columns, scale), grid(right, columns, scale)]
+    if len({np.shape(each) for each in panels.values()}) != 1:
+        shapes = ", ".join(str(tuple(np.shape(each))) for each in panels.values())
+        raise ValueError(f"panels need equal shapes, not {shapes}")
+    grids = [grid(each, columns, scale) for each in panels.values()]
     font = ImageFont.load_default(size=16)
-    width = max(grids[0].width, *(math.ceil(font.getlength(title)) for title in titles))
+    width = max(grids[0].width, *(math.ceil(font.getlength(title)) for title in panels))
     height, top = grids[0].height, 16 + 2 * _MARGIN
-    sheet = Image.new("RGB", (2 * width + 3 * _MARGIN, top + height + _MARGIN), _PAPER)
+    sheet = Image.new("RGB", (len(grids) * (width + _MARGIN) + _MARGIN, top + height + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for k, (picture, title) in enumerate(zip(grids, titles, strict=True)):
+    for k, (picture, title) in enumerate(zip(grids, panels, strict=True)):
         x = _MARGIN + k * (width + _MARGIN)
         draw.text((x, top / 2), title, fill=_INK, font=font, anchor="lm")
         sheet.paste(picture, (x, top))

@@ -228,7 +228,7 @@ class Run:
 
     def _clear(self) -> None:
         """Takes away what the report would show as this run's."""
-        for pattern in ("metrics.jsonl", "samples/*.png"):
+        for pattern in ("metrics.jsonl", "samples/*.png", "best/*.safetensors"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 

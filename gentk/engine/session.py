@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from gentk.engine import loop, pictures, precision, report
+from gentk.engine.keeping import keep
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import StopRequest, listening
 from gentk.errors import RecipeError, RunFailed
-from gentk.nets import weights
 from gentk.recipe.explain import dump
 
 Build = Callable[[Any, torch.device], Trainable]
@@ -71,9 +71,7 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
         ) from e
     for name, picture in result.pictures.items():
         pictures.save(picture, run.folder / "samples" / f"{name}.png")
-    for name, export in result.exports.items():
-        header = {**export.header, "recipe": dump(job.recipe), "seed": job.recipe.seed, "metrics": result.metrics}
-        weights.save(run.folder / "export" / f"{name}.safetensors", export.net, header)
+    keep(run, run.folder / "export", result.exports, result.metrics)
     run.update(metrics={k: float(v) for k, v in result.metrics.items()})
 
 

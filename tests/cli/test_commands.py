@@ -65,6 +65,21 @@ def test_a_run_folder_is_complete(teacher: Path, student: Path) -> None:
     assert {p.name for p in (student / "samples").glob("teacher-student-*.png")} == {
         f"teacher-student-{s:08d}.png" for s in (0, 3, 6)
     }
+    assert len(list((student / "samples").glob("teacher-fake-*.png"))) == 3
+
+
+def test_the_best_student_is_kept_and_can_be_sampled(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(DISTILL.replace("TEACHER", str(teacher)))
+    run = tmp_path / "run"
+    answer("distill", "--recipe", tmp_path / "recipe.yaml", "--out", run, "--set", "measure.preview=64")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line for line in lines if "eval/fd" in line}
+    assert len(seen) == 3
+    assert seen[0]["eval/fd_raw"] == seen[0]["eval/fd"], "before the first step the average is the network itself"
+    assert seen[6]["eval/fd_raw"] != seen[6]["eval/fd"]
+    best = min(seen, key=lambda step: seen[step]["eval/fd"])
+    assert json.loads((run / "run.json").read_text())["best"] == {"step": best, "fd": seen[best]["eval/fd"]}
+    answer("sample", "one-step", "--model", run / "best" / "generator.safetensors", "-n", 2, "--out", tmp_path / "b")
 
 
 def test_distill_reports_the_figures_of_the_contract(student: Path) -> None:

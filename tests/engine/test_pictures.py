@@ -69,26 +69,28 @@ def test_other_arrays_are_refused(images):
         pictures.grid(images)
 
 
-def test_side_by_side_holds_both_grids_and_captions():
-    left, right = distinct(4), distinct(8)[4:]
-    sheet = np.asarray(pictures.side_by_side(left, right, ("teacher", "student"), columns=2, scale=10))
-    for images, x in ((left, 16), (right, 16 + 166 + 16)):
-        wanted = np.asarray(pictures.grid(images, columns=2, scale=10))
-        assert np.array_equal(sheet[48 : 48 + 166, x : x + 166], wanted)
-        assert (sheet[:48, x : x + 166] < 100).any(), "no caption"
-    blank = np.asarray(pictures.side_by_side(left, right, ("", ""), columns=2, scale=10))
-    assert (blank[:48] == 255).all()
+def test_side_by_side_holds_every_grid_and_caption():
+    panels = {name: distinct(4 * k)[-4:] for k, name in enumerate(("teacher", "student", "fake"), start=1)}
+    for count in (2, 3):
+        some = dict(list(panels.items())[:count])
+        sheet = np.asarray(pictures.side_by_side(some, columns=2, scale=10))
+        for k, images in enumerate(some.values()):
+            x = 16 + k * (166 + 16)
+            wanted = np.asarray(pictures.grid(images, columns=2, scale=10))
+            assert np.array_equal(sheet[48 : 48 + 166, x : x + 166], wanted)
+            assert (sheet[:48, x : x + 166] < 100).any(), "no caption"
+        assert sheet.shape[1] == 16 + count * (166 + 16)
 
 
 def test_a_long_caption_widens_the_picture():
-    narrow = pictures.side_by_side(distinct(1), distinct(1), ("a", "b"))
-    wide = pictures.side_by_side(distinct(1), distinct(1), ("a", "the student after one evaluation of its network"))
+    narrow = pictures.side_by_side({"a": distinct(1), "b": distinct(1)})
+    wide = pictures.side_by_side({"a": distinct(1), "the student after one evaluation of its network": distinct(1)})
     assert wide.width > narrow.width + 200
 
 
 def test_pairs_need_equal_shapes():
     with pytest.raises(ValueError, match="equal shapes"):
-        pictures.side_by_side(distinct(4), distinct(5), ("a", "b"))
+        pictures.side_by_side({"a": distinct(4), "b": distinct(5)})
 
 
 @pytest.fixture

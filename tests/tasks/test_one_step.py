@@ -288,8 +288,8 @@ def test_figures_pictures_and_the_exported_generator(teacher: str, tmp_path: Pat
     randomise(method.nets["generator"], 1, 0.05)
     averaged = {"generator": copy.deepcopy(method.nets["generator"]).eval()}
     shown = method.preview(averaged)
-    assert set(shown.metrics) == {"fd"}
-    assert set(shown.pictures) == {"teacher-student"}
+    assert set(shown.metrics) == {"fd", "fd_raw"}
+    assert set(shown.pictures) == {"teacher-student", "teacher-fake"}
     result = method.finish(averaged)
     assert result.metrics["nfe_teacher"] == 5
     assert result.metrics["nfe_student"] == 1

@@ -22,9 +22,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from gentk import data
+from gentk.engine import rng
+from gentk.engine.draw import labels
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
@@ -41,6 +44,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x0, d_teacher, d_fake), each (B, ...) -> (B,): the generator's loss before weighting."""
 
 _SHOWN = 100  # samples in a picture
+_SEEN = 1.0  # the noise level at which teacher and fake score are shown
 _BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle and high
 _DESCRIBES = (
     "net",
@@ -151,7 +155,29 @@ class OneStep:
             self._teacher_shown = teacher(n, seed)
         names = (f"teacher, {teacher.nfe} NFE", f"student, {student.nfe} NFE")
         shown = picture(dict(zip(names, (self._teacher_shown, student(n, seed)), strict=True)))
-        return Result(self.judge.glance(student, seed) if self.judge else {}, {"teacher-student": shown})
+        figures: dict[str, float] = {}
+        if self.judge is not None:
+            # the average lags behind the weights that learn: both, so that a run that turns bad is seen early
+            raw = self._samplers({"generator": self.nets["generator"].eval()})[1]
+            figures = self.judge.glance(student, seed)
+            figures |= {f"{name}_raw": value for name, value in self.judge.glance(raw, seed).items()}
+        pictures = {"teacher-student": shown, "teacher-fake": self._fields(student, seed)}
+        return Result(figures, pictures, {"generator": self._export(student)})
+
+    @torch.no_grad()  # only looked at
+    def _fields(self, student: Sampler, seed: int) -> Image:
+        """What teacher and fake score say of the same noised samples of the student: alike when it is done."""
+        n = 36 if len(self.model.shape) == 3 else 2000
+        t = self.process.t_of(torch.tensor(_SEEN, dtype=torch.float64)).clamp(self.process.t_min, self.process.t_max)
+        x0 = student(n, seed).to(self.where)
+        x_t = diffuse(self.process, x0, t, rng.noise(seed, 0, n, self.model.shape, purpose="fields").to(self.where))
+        cond = labels(0, n, self.cycle)
+        cond = None if cond is None else cond.to(self.where)
+        answers = {
+            name: net.eval()(x_t, t, cond) for name, net in (("teacher", self.teacher), ("fake", self.nets["fake"]))
+        }
+        seen = {"student": x0, "noised": x_t / (1 + _SEEN) / float(self.process.alpha(t)), **answers}
+        return picture({name: each.float().cpu() for name, each in seen.items()})
 
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Figures of teacher and student from the same noise, and the generator."""
@@ -162,6 +188,9 @@ class OneStep:
                 figures |= {f"{k}_{name}": v for k, v in self.judge(sampler, self.recipe.seed).items()}
             figures["fd_ratio"] = figures["fd_student"] / figures["fd_teacher"]
             figures["speedup"] = figures["ms_per_sample_teacher"] / figures["ms_per_sample_student"]
+        return Result(figures, exports={"generator": self._export(student)})
+
+    def _export(self, student: Sampler) -> Export:
         header = {k: self.model.header[k] for k in _DESCRIBES if k in self.model.header}
         once = self.config.sigma_init
         header |= {
@@ -169,7 +198,7 @@ class OneStep:
             "sigma_init": once if math.isfinite(once) else "inf",  # JSON has no number for it
             "teacher": self.recipe.teacher,
         }
-        return Result(figures, exports={"generator": Export(student.denoiser.net, header)})
+        return Export(student.denoiser.net, header)
 
 
 def _start(config: Any, process: Process) -> Tensor:

@@ -213,7 +213,7 @@ def panels(source: Source, partner: Source | None = None) -> Image:
         return pictures.grid(x)
     y = next(partner.batches(0, count))[:count]
     n = min(len(x), len(y))
-    return pictures.side_by_side(x[:n], y[:n], ("samples", "reference"))
+    return pictures.side_by_side({"samples": x[:n], "reference": y[:n]})
 
 
 def located(path: Path) -> Path:
