@@ -9,12 +9,15 @@ from torch import Tensor, nn
 from gentk import nets
 from gentk.data import DataSet, to_uint8
 from gentk.engine import generative
+from gentk.engine.draw import starts
 from gentk.engine.generative import Judge, Sampler, picture, rounded
+from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.process import Process
 from gentk.processes.schedules import VE, VP, Cosine, RectifiedFlow
 from gentk.recipe import schema
 from gentk.recipe.schema import Measure
+from gentk.solvers import euler
 
 CPU = torch.device("cpu")
 
@@ -89,6 +92,38 @@ def test_many_steps_reach_the_law_of_an_exact_denoiser(process: Process) -> None
     drawn = Sampler(Denoiser(Exact(), process, "x0", 0.5), (2,), (), CPU, steps=40)(2000, seed=0)
     assert (drawn.mean() - 1).abs() < 4 * 0.5 / 4000**0.5
     assert (drawn.std() / 0.5 - 1).abs() < 4 / 8000**0.5
+
+
+@PROCESSES
+def test_a_recipe_s_measure_chooses_solver_and_grid(process: Process) -> None:
+    """Euler on even times: one call each, from the process's last time down to 0. EDM's grid is another one."""
+    denoiser = model(process)
+    denoiser.net = counter = Counting(denoiser.net)
+    measure = Measure(features="identity", solver="euler", grid="time", steps=5)
+    sampler = Sampler.many(denoiser, (2,), (), CPU, measure)
+    drawn = sampler(4, seed=0)
+    assert counter.calls == sampler.nfe == 5
+    x = starts(0, 0, 4, (2,)) * float(process.sigma(torch.tensor(process.t_max)))
+    times = torch.linspace(process.t_max, 0, 6, dtype=torch.float64)
+    with torch.no_grad():
+        want = euler.solve(denoiser, process, x, times, torch.zeros_like)
+    torch.testing.assert_close(drawn, want, rtol=1e-4, atol=1e-4)
+    other = Sampler.many(denoiser, (2,), (), CPU, Measure(features="identity", solver="euler", steps=5))(4, seed=0)
+    assert (other - drawn).abs().max() > 1e-3
+    assert Sampler.many(denoiser, (2,), (), CPU, None).nfe == 35
+
+
+def test_one_step_may_start_from_pure_noise() -> None:
+    """A level without end, as a number or as a header writes it: the denoiser of a flow at t = 1."""
+    denoiser = model(RectifiedFlow())
+    with torch.no_grad():
+        want = denoiser(starts(0, 0, 4, (2,)), torch.tensor(1.0, dtype=torch.float64))
+    for once in (torch.inf, "inf"):
+        sampler = Sampler(denoiser, (2,), (), CPU, sigma_init=once)  # type: ignore[arg-type]
+        assert sampler.nfe == 1
+        torch.testing.assert_close(sampler(4, seed=0), want, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RecipeError, match="above 80"):
+        Sampler(model(VE()), (2,), (), CPU, sigma_init=torch.inf)(4, seed=0)
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import nn
 
 from gentk.errors import RecipeError
 from gentk.losses import distances, matching
-from gentk.losses.divergence import diff_instruct, sim, weight
+from gentk.losses.divergence import diff_instruct, fgm, sid, sim, weight
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.process import ratio
 
@@ -102,6 +102,37 @@ def test_sim_l2_is_sid(gen):
         torch.testing.assert_close(sim(x0, dq, dp, distance="l2", c=0.0, path=path), want)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
+def test_sid_is_its_formula(alpha, gen):
+    x0, dq, dp = draw(gen, 3, 4, 2, 1, 2)
+    delta = dq - dp
+    want = (delta * ((dq - x0) - alpha * delta)).sum((1, 2, 3))
+    torch.testing.assert_close(sid(x0, dq, dp, alpha=alpha), want, rtol=1e-12, atol=1e-12)
+    frozen = sim(x0, dq, dp, distance="l2", c=0.0, path="frozen")
+    torch.testing.assert_close(want, frozen + (1 - alpha) * delta.square().sum((1, 2, 3)), rtol=1e-12, atol=1e-12)
+
+
+def test_fgm_is_its_formula_in_velocities(gen):
+    """L2 = 2 (u - v) . (v - (x1 - x0)), L1 = |u - v|^2 with u = (x_t - D_q) / t: weight `velocity` is their 1 / t^2."""
+    x0, x1, u, v = draw(gen, 4, 5, 2, 1, 2)
+    t = torch.tensor([2e-3, 0.1, 0.5, 0.9, 0.999]).double()
+    time = t[:, None, None, None]
+    x = (1 - time) * x0 + time * x1
+    dq, dp = x - time * u, x - time * v
+    second = (2 * (u - v) * (v - (x1 - x0))).sum((1, 2, 3))
+    w = weight("velocity", t / (1 - t), x0, dq)
+    torch.testing.assert_close(w * fgm(x0, dq, dp, path="frozen"), second, rtol=1e-9, atol=1e-9)
+    both = second + (u - v).square().sum((1, 2, 3))
+    torch.testing.assert_close(w * fgm(x0, dq, dp, path="full"), both, rtol=1e-9, atol=1e-9)
+
+
+def test_the_velocity_weight_is_held(gen):
+    """1 / t^2 stops at t = 1e-3, and is 1 at pure noise, where sigma / alpha is infinite."""
+    s, x = torch.tensor([0.0, 1e-5, 1e-3 / 0.999, 1.0, torch.inf], dtype=torch.float64), draw(gen, 5, 2)
+    want = torch.tensor([1e6, 1e6, 1e6, 4.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(weight("velocity", s, x, x), want, rtol=1e-12, atol=0)
+
+
 def test_sim_refuses_a_severed_graph(gen):
     """Traps T1 to T3: under no_grad the loss has the right value and the wrong gradient."""
     x0 = draw(gen, 3, 2).requires_grad_()
@@ -109,6 +140,10 @@ def test_sim_refuses_a_severed_graph(gen):
     for dq, dp in ((dead, live), (live, dead), (dead, dead)):
         with pytest.raises(ValueError, match="differentiable in x_t"):
             sim(x0, dq, dp, distance="l2", c=0.0, path="frozen")
+        with pytest.raises(ValueError, match="differentiable in x_t"):
+            sid(x0, dq, dp, alpha=1.0)
+        with pytest.raises(ValueError, match="differentiable in x_t"):
+            fgm(x0, dq, dp, path="frozen")
     with torch.no_grad():  # only the value is wanted: fine
         sim(x0, dead, dead, distance="l2", c=0.0, path="frozen")
 
@@ -129,6 +164,7 @@ def test_weights_are_their_formulas_and_carry_no_graph(gen):
         "s2": s**-2,
         "s4": s**-4,
         "edm": (s**2 + 0.7**2) / (s * 0.7) ** 2,
+        "velocity": ((1 + s) / s).clamp(max=1e3) ** 2,
         "sid-l1": 1 / (x0 - dq).abs().mean((1, 2, 3)).detach(),
     }
     for name, w in want.items():

@@ -33,6 +33,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sim-l2-norm": {"name": "sim", "distance": "l2-norm"},
     "sim-smooth-l1": {"name": "sim", "distance": "smooth-l1", "c": 0.1},
     "diff-instruct": {"name": "diff-instruct"},
+    "sid": {"name": "sid", "alpha": 1.2},
+    "fgm": {"name": "fgm", "t_star": 2.5 / 3.5, "fake_steps": 1},
+    "fgm-full": {"name": "fgm", "t_star": 2.5 / 3.5, "path": "full", "fake_steps": 1},
 }
 
 
@@ -92,8 +95,10 @@ def test_the_exact_fake_score_is_where_its_phase_stands_still(monkeypatch: pytes
 @pytest.mark.parametrize("name", METHODS)
 def test_the_generator_stands_still_at_the_teacher_s_law(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Generator, fake score and teacher all of one law: no gradient at all. Under T8 the fitted fake score is
-    `Coupled`, differs from the teacher, and drives the generator away from its target."""
-    method = core(monkeypatch, name)
+    `Coupled`, differs from the teacher, and drives the generator away from its target. (FGM's levels are narrowed here:
+    over all times, small ones pull and large ones push, and with these numbers the two happen to cancel.)"""
+    narrow = {"noise_generator": {"name": "lognormal", "mean": 0.5, "std": 0.3}} if name.startswith("fgm") else {}
+    method = around(monkeypatch, gaussian(MEAN, STD), METHODS[name] | narrow)
     set_law(method.nets["generator"], MEAN, STD)
     assert gradients(method, "generator", rounds=2).abs().max() < 1e-12
     reuse_noise(method)
@@ -202,7 +207,12 @@ LONG: dict[str, int] = {"steps": 300, "batch": 256, "half_life": 5000, "log_ever
 
 
 @pytest.mark.parametrize(
-    ("name", "process"), [*zip(METHODS, itertools.repeat(VE)), ("sim-pseudo-huber", FLOW)], ids=lambda v: str(v)[:16]
+    ("name", "process"),
+    [
+        *zip(METHODS, itertools.repeat(VE)),
+        *zip(("sim-pseudo-huber", "sid", "fgm"), itertools.repeat(FLOW)),
+    ],
+    ids=lambda v: str(v)[:16],
 )
 def test_reaches_the_target(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, process: dict[str, Any]

@@ -31,6 +31,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "sim-l2-norm": {"name": "sim", "distance": "l2-norm"},
     "sim-smooth-l1": {"name": "sim", "distance": "smooth-l1", "c": 0.3},
     "diff-instruct": {"name": "diff-instruct"},
+    "sid": {"name": "sid", "alpha": 1.2},
+    "fgm": {"name": "fgm", "t_star": S_INIT / (1 + S_INIT)},
+    "fgm-full": {"name": "fgm", "t_star": S_INIT / (1 + S_INIT), "path": "full"},
 }
 
 
@@ -45,6 +48,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (x0, d_teac
     "sim-l2-norm": lambda x0, q, p: dot(q - p, p - x0) / dot(q - p, q - p).sqrt(),
     "sim-smooth-l1": lambda x0, q, p: dot((q - p) / ((q - p) ** 2 + 0.3**2).sqrt(), p - x0),
     "diff-instruct": lambda x0, q, p: dot((p - q).detach(), x0),
+    "sid": lambda x0, q, p: dot(q - p, (q - x0) - 1.2 * (q - p)),
+    "fgm": lambda x0, q, p: 2 * dot(q - p, p - x0),
+    "fgm-full": lambda x0, q, p: 2 * dot(q - p, p - x0) + dot(q - p, q - p),
 }
 WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (s, x0, d_teacher)
     "const": lambda s, x0, q: torch.ones_like(s),
@@ -52,14 +58,23 @@ WEIGHTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # (s, x0, d_
     "s4": lambda s, x0, q: 1 / s**4,
     "edm": lambda s, x0, q: (s**2 + SIGMA_DATA**2) / (s * SIGMA_DATA) ** 2,
     "sid-l1": lambda s, x0, q: 1 / (x0 - q).detach().abs().mean(1),
+    "velocity": lambda s, x0, q: 1 / (s / (1 + s)).clamp(min=1e-3) ** 2,
 }
-LAWS: dict[str, dict[str, Any]] = {"karras": {"name": "karras"}, "lognormal": {"name": "lognormal", "mean": -0.4}}
+LAWS: dict[str, dict[str, Any]] = {
+    "karras": {"name": "karras"},
+    "lognormal": {"name": "lognormal", "mean": -0.4},
+    "flow": {"name": "uniform", "clock": "flow"},
+}
 
 
 def levels(law: str, gen: torch.Generator, process: dict[str, Any]) -> Tensor:
     if law == "karras":  # SiD: uniform on EDM's grid, 800 thousandths of it from the small end
         u = torch.rand(N, generator=gen)
         s = (0.002 ** (1 / 7) + 0.8 * u * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    elif law == "flow":  # t uniform on what the process reaches, s = t / (1 - t)
+        low, high = (0.002 / 1.002, 80 / 81) if process is VE else (1e-4, 1.0)
+        t = low + (high - low) * torch.rand(N, generator=gen)
+        s = t / (1 - t)
     else:
         s = torch.exp(-0.4 + 1.2 * torch.randn(N, generator=gen))
     low = 0.002 if process is VE else 1e-4 / (1 - 1e-4)  # what the process calls its smallest level
@@ -92,11 +107,11 @@ def by_hand(method: OneStep, name: str, weight: str, law: str, process: dict[str
     return list(torch.autograd.grad(loss, list(generator.parameters())))
 
 
-def core(folder: Path, name: str, weight: str, law: str, process: dict[str, Any]) -> OneStep:
+def core(folder: Path, name: str, weight: str, law: str, process: dict[str, Any], **own: Any) -> OneStep:
     predicts = "edm" if process is VE else "flow"
     path = write_teacher(folder / "t.safetensors", process=process, predicts=predicts, classes=CLASSES)
     laws = {"noise_generator": LAWS[law], "noise_fake": LAWS["lognormal"]}
-    method = build(METHODS[name] | laws | {"weight": weight}, teacher=str(path))
+    method = build(METHODS[name] | laws | {"weight": weight} | own, teacher=str(path))
     randomise(method.nets["generator"], 1, 0.1)
     randomise(method.nets["fake"], 2, 0.1)
     freeze(method, "generator")
@@ -116,6 +131,7 @@ def apart(a: list[Tensor], b: list[Tensor]) -> float:
 
 CASES = [(name, "const", "karras") for name in METHODS]
 CASES += [("sim-l2", weight, "lognormal") for weight in WEIGHTS] + [("diff-instruct", "sid-l1", "lognormal")]
+CASES += [("sid", "sid-l1", "karras"), ("fgm", "velocity", "flow"), ("fgm-full", "velocity", "flow")]
 
 
 @pytest.mark.parametrize("process", [VE, FLOW], ids=["ve", "rectified-flow"])
@@ -132,7 +148,7 @@ def test_the_comparison_tells_the_methods_apart(tmp_path: Path) -> None:
     """Negative controls: another objective, weight, law or level of the generator is no rounding error."""
     method = core(tmp_path, "sim-l2", "const", "karras", VE)
     mine = gradient(method, 5)
-    for other in ("sim-l2-full", "sim-pseudo-huber", "diff-instruct"):
+    for other in ("sim-l2-full", "sim-pseudo-huber", "diff-instruct", "sid", "fgm"):
         assert apart(mine, by_hand(method, other, "const", "karras", VE, 5)) > 0.01
     assert apart(mine, by_hand(method, "sim-l2", "edm", "karras", VE, 5)) > 0.01
     assert apart(mine, by_hand(method, "sim-l2", "const", "lognormal", VE, 5)) > 0.01
@@ -140,9 +156,13 @@ def test_the_comparison_tells_the_methods_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("process", [VE, FLOW], ids=["ve", "rectified-flow"])
-def test_the_fake_phase(tmp_path: Path, process: dict[str, Any]) -> None:
-    """lambda(s) mean |D_psi(x0 + s eps) - x0|^2, lambda = (s^2 + sd^2) / (s sd)^2, on samples that carry no graph."""
-    method = core(tmp_path, "sim-l2", "const", "karras", process)
+@pytest.mark.parametrize("fake_loss", ["edm", "flow"])
+def test_the_fake_phase(tmp_path: Path, process: dict[str, Any], fake_loss: str) -> None:
+    """lambda(s) mean |D_psi(x0 + s eps) - x0|^2, lambda = (s^2 + sd^2) / (s sd)^2, on samples that carry no graph.
+
+    `flow` is mean |v_psi - (eps - x0)|^2 with v_psi = (x_t - D_psi) / t on the straight path.
+    """
+    method = core(tmp_path, "sim-l2", "const", "karras", process, fake_loss=fake_loss)
     freeze(method, "fake")
     loss, _ = method._fake_loss(Batch(N), rng.generator(5))
     fake, generator = method.nets["fake"], method.nets["generator"]
@@ -153,8 +173,11 @@ def test_the_fake_phase(tmp_path: Path, process: dict[str, Any]) -> None:
     s = levels("lognormal", gen, process)
     eps = torch.randn(N, 2, generator=gen)
     x0 = denoise(generator.net, S_INIT * z, torch.full((N,), S_INIT), cond, process).detach()
-    error = (denoise(fake.net, x0 + s[:, None] * eps, s, cond, process) - x0).square().mean(1)
-    want = ((s**2 + SIGMA_DATA**2) / (s * SIGMA_DATA) ** 2 * error).mean()
+    clean, t = denoise(fake.net, x0 + s[:, None] * eps, s, cond, process), (s / (1 + s))[:, None]
+    if fake_loss == "edm":
+        want = ((s**2 + SIGMA_DATA**2) / (s * SIGMA_DATA) ** 2 * (clean - x0).square().mean(1)).mean()
+    else:
+        want = (((1 - t) * x0 + t * eps - clean) / t - (eps - x0)).square().mean()
     assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-10)
     assert apart(mine, list(torch.autograd.grad(want, list(fake.parameters())))) < 1e-9
 

@@ -49,7 +49,14 @@ def build(method: dict[str, Any], **own: Any) -> OneStep:
 
 
 def write_teacher(
-    path: Path, *, process: dict[str, Any], predicts: str = "edm", classes: int = 0, seed: int = 0, **net: Any
+    path: Path,
+    *,
+    process: dict[str, Any],
+    predicts: str = "edm",
+    classes: int = 0,
+    label_dropout: float | None = None,
+    seed: int = 0,
+    **net: Any,
 ) -> Path:
     """A denoiser of points (or of 8 x 8 images, with `name="unet"`) with random weights, as an exported file."""
     kind = schema.UNet if net.get("name") == "unet" else schema.Mlp
@@ -67,7 +74,7 @@ def write_teacher(
         "data": {"name": "points:ring8", "shape": shape, "classes": classes},
         "licence": "Apache-2.0",
     }
-    weights.save(path, network, header)
+    weights.save(path, network, header | ({} if label_dropout is None else {"label_dropout": label_dropout}))
     return path
 
 
