@@ -38,6 +38,7 @@ from gentk.processes.denoiser import Denoiser
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model, fast_layout, load
 from gentk.processes.process import Process, diffuse, ratio
+from gentk.recipe import yaml12
 from gentk.tasks.distill import Guidance
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -222,9 +223,9 @@ def _check(guidance: Guidance, model: Model) -> None:
             f"method.guidance: `{model.name}` is unconditional, there is nothing to guide towards",
             hint="leave guidance out",
         )
-    if not model.header.get("label_dropout"):
+    if not _label_dropout(model.header):
         raise RecipeError(
-            f"method.guidance: `{model.name}` has always seen its labels, its call without one is not learned",
+            f"method.guidance: `{model.name}` did not learn with label dropout, it knows no call without a label",
             hint="train the teacher with method.label_dropout above 0",
         )
     if guidance.fake_eval != 1 and guidance.fake_train == 1 and not guidance.label_dropout:
@@ -232,6 +233,14 @@ def _check(guidance: Guidance, model: Model) -> None:
             "method.guidance.fake_eval: the fake score never learns its call without a label",
             hint="set guidance.label_dropout above 0, or fake_train as well",
         )
+
+
+def _label_dropout(header: dict[str, Any]) -> float:
+    """The share of labels that a model did not see: of its header, or of the recipe in it where the header is older."""
+    if "label_dropout" in header:
+        return float(header["label_dropout"])
+    recipe = yaml12.load(header.get("recipe", "{}"), source="header")
+    return float(recipe.get("method", {}).get("label_dropout", 0.0))
 
 
 def _gaps(s: Tensor, delta: Tensor) -> Metrics:
