@@ -47,15 +47,8 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 _SHOWN = 100  # samples in a picture
 _SEEN = 1.0  # the noise level at which teacher and fake score are shown
 _BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle and high
-_DESCRIBES = (
-    "net",
-    "process",
-    "predicts",
-    "sigma_data",
-    "inputs",
-    "data",
-    "licence",
-)  # what a header says of a network
+# what a header says of a network
+_DESCRIBES = ("net", "process", "predicts", "sigma_data", "inputs", "data", "licence")
 
 
 class OneStep:
