@@ -17,7 +17,7 @@ app = typer.Typer(help="Look at models, import and export them.", no_args_is_hel
 
 _FACTS = (
     *("kind", "data", "process", "predicts", "inputs", "sigma_data", "sigma_init", "seed"),
-    *("source", "sha256", "imported", "licence", "gentk_version"),
+    *("source", "sha256", "imported", "dtype", "licence", "gentk_version"),
 )
 
 app.command("import")(importing.import_)
