@@ -11,6 +11,7 @@ unset GENTK_DATA
 "${PYTHON:-python3.11}" -m venv env
 env/bin/pip install --quiet --disable-pip-version-check -c "$constraints" "$wheel"
 gentk=env/bin/gentk
+recipes=$(echo env/lib/python*/site-packages/gentk/recipes)
 $gentk recipes check --all
 $gentk models list
 # the sizes are cut, the code is the recipe's own
@@ -20,7 +21,7 @@ import json, sys
 print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
   task=${recipe%%/*}
   case $task in
-    train) cut=("${quick[@]}"); [[ $recipe == */classifier/* ]] || cut+=(--set measure.n=200 --set measure.preview=0) ;;
+    train) cut=("${quick[@]}"); ! grep -q '^measure:' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0) ;;
     distill) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;
@@ -29,6 +30,6 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
   $gentk "$task" --recipe "$recipe" --out "runs/${recipe//\//-}" "${cut[@]}" || {
     code=$?
     # what needs data that no wheel holds says so; that is all that may be missing
-    if [[ $code != 3 ]] || ! grep -q 'needs:.*data:' env/lib/python*/site-packages/gentk/recipes/"$recipe".yaml; then exit $code; fi
+    if [[ $code != 3 ]] || ! grep -q 'needs:.*data:' "$recipes/$recipe.yaml"; then exit $code; fi
   }
 done

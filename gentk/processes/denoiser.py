@@ -146,7 +146,7 @@ def _is_number(t: Tensor) -> bool:
 def at_sigma(denoiser: Denoiser, x_hat: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
     """The denoiser in variance-exploding coordinates, whatever its process: x_hat = x0 + s eps -> x0.
 
-    x_hat (B, ...), s () or (B,) finite. This is the form that the distillation losses are written in.
+    x_hat (B, ...), s () or (B,) finite. This is the form in which a denoiser is exported.
     """
     t = denoiser.process.t_of(s.double())
     out: Tensor = denoiser(expand(denoiser.process.alpha(t), x_hat) * x_hat, t, cond)
