@@ -166,10 +166,8 @@ _CLOCK = "whose time: the process's own, or flow time s / (1 + s), s the noise-t
 _SHIFT = "moves flow time towards noise by shift t / (1 + (shift - 1) t); 1: as it is"
 
 
-class UniformTime(Section):
-    """Uniform in time between the process's ends."""
-
-    name: Literal["uniform"]
+class _Clocked(Section):
+    name: str
     clock: Clock = Field("process", description=_CLOCK)
     shift: PositiveFloat = Field(1.0, description=_SHIFT)
 
@@ -180,20 +178,18 @@ class UniformTime(Section):
         return self
 
 
-class LogitNormal(Section):
+class UniformTime(_Clocked):
+    """Uniform in time between the process's ends."""
+
+    name: Literal["uniform"]
+
+
+class LogitNormal(_Clocked):
     """logit t ~ N(mean, std^2) in time scaled to [0, 1] between the process's ends (Esser et al. 2024)."""
 
     name: Literal["logit-normal"]
     mean: float = Field(0.0, description="mean of logit t")
     std: PositiveFloat = Field(1.0, description="standard deviation of logit t")
-    clock: Clock = Field("process", description=_CLOCK)
-    shift: PositiveFloat = Field(1.0, description=_SHIFT)
-
-    @model_validator(mode="after")
-    def _shiftable(self) -> Self:
-        if self.shift != 1 and self.clock != "flow":
-            raise ValueError("shift is a map of flow time: set clock: flow")
-        return self
 
 
 Times = Annotated[LogNormal | KarrasUniform | UniformTime | LogitNormal, Field(discriminator="name")]
