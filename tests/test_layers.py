@@ -20,6 +20,7 @@ FLOORS = (
     ("nets",),
     ("processes",),
     ("losses", "solvers"),
+    ("attacks",),
     ("targets",),
     ("data",),
     ("metrics",),
