@@ -1,15 +1,16 @@
 """Models by name, run or file: a safetensors file and its header become a network that can be called.
 
-A header says `kind` (denoiser | generator | classifier), `net`, `data` (name, shape, classes) and, but for classifiers,
-`process`, `predicts` and `sigma_data`, and `inputs` where the network has its own; a one-step generator is
-a denoiser that is called once at `sigma_init`. Where it is known, `data` also holds the recipe's `section` and a
-denoiser's header its `label_dropout`.
+A header says `kind` (denoiser | generator | classifier | energy), `net`, `data` (name, shape, classes) and, for
+denoisers and generators, `process`, `predicts` and `sigma_data`, and `inputs` where the network has its own; a one-step
+generator is a denoiser that is called once at `sigma_init`. An energy's has `levels`, the noise levels that it knows,
+or null. Where it is known, `data` also holds the recipe's `section` and a denoiser's header its `label_dropout`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from torch import nn
 
 from gentk import nets
 from gentk.errors import GentkError, RecipeError
+from gentk.nets import energy
 from gentk.nets.weights import load_into
 from gentk.processes import schedules
 from gentk.processes.denoiser import Denoiser
 from gentk.recipe import schema
+from gentk.recipe.networks import EnergyNet
 from gentk.recipe.stamp import read_header
 from gentk.recipe.store import model_path
 
@@ -67,8 +70,9 @@ def _section(kind: Any, value: Any, place: str) -> Any:
 def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
     """The model that `ref` (registry name, run folder or file) stands for, on device `where`.
 
-    Denoisers and generators come as `Denoiser`, classifiers as their network. Raises MissingAsset or RecipeError when
-    there is none, GentkError when the file is damaged or holds another architecture, RecipeError for another kind.
+    Denoisers and generators come as `Denoiser`, energies as `Energy`, classifiers as their network. Raises MissingAsset
+    or RecipeError when there is none, GentkError when the file is damaged or holds another architecture, RecipeError
+    for another kind.
     """
     path = model_path(ref)
     header = read_header(path)
@@ -76,16 +80,22 @@ def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
         raise RecipeError(
             f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list"
         )
-    data = header["data"]
-    section = _section(schema.Net, header["net"], f"{path}: header: net")
-    net: nn.Module = nets.build(section, shape=tuple(data["shape"]), classes=data["classes"])
+    net = _network(header, path)
     load_into(net, path)
-    if header["kind"] != "classifier":
+    if header["kind"] in ("denoiser", "generator"):
         process = schedules.build(_section(schema.Process, header["process"], f"{path}: header: process"))
         predicts = _section(schema.Predicts, header["predicts"], f"{path}: header: predicts")
         inputs = _section(schema.Inputs, header.get("inputs", {}), f"{path}: header: inputs")
         net = Denoiser(net, process, predicts, header["sigma_data"], inputs)
     return Model(ref, net.to(where).eval().requires_grad_(False), header)
+
+
+def _network(header: dict[str, Any], path: Path) -> nn.Module:
+    data, place = header["data"], f"{path}: header: net"
+    if header["kind"] == "energy":
+        levels = None if header["levels"] is None else (min(header["levels"]), max(header["levels"]))
+        return energy.build(_section(EnergyNet, header["net"], place), shape=tuple(data["shape"]), levels=levels)
+    return nets.build(_section(schema.Net, header["net"], place), shape=tuple(data["shape"]), classes=data["classes"])
 
 
 def fast_layout(net: nn.Module) -> nn.Module:

@@ -101,3 +101,41 @@ Net = Annotated[
     UNet | Mlp | SmallCnn | SongUNet | Adm | DdpmUNet | NoiseCnn,
     Field(discriminator="name"),
 ]
+
+
+class EnergyMlp(Section):
+    """Multilayer perceptron for the energy of points (gentk/nets/energy.py)."""
+
+    name: Literal["energy-mlp"]
+    width: PositiveInt = Field(128, multiple_of=2, description="hidden units")
+    depth: PositiveInt = Field(3, description="hidden layers")
+    spectral: bool = Field(False, description="spectral norm on every layer, with one learned factor for all")
+    tail: PositiveFloat | None = Field(
+        10.0, description="a wide Gaussian in it, of so many standard deviations of the data; null: none"
+    )
+
+
+class EnergyConv(Section):
+    """Residual convolutions without norms for the energy of images (gentk/nets/energy.py)."""
+
+    name: Literal["energy-conv"]
+    width: PositiveInt = Field(32, multiple_of=2, description="channels at full resolution; the levels multiply it")
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2), description="channel multiplier per level, finest first")
+    blocks: PositiveInt = Field(1, description="residual blocks per level")
+    spectral: bool = Field(False, description="spectral norm on every layer, with one learned factor for all")
+    tail: PositiveFloat | None = Field(
+        10.0, description="a wide Gaussian in it, of so many standard deviations of the data; null: none"
+    )
+
+
+class EnergyUNet(Section):
+    """A U-Net F as energy <x, x - D> / 2 t^2 of images noised to t, D the denoiser of F (gentk/nets/energy.py)."""
+
+    name: Literal["energy-unet"]
+    width: PositiveInt = Field(32, multiple_of=2, description="channels at full resolution; the levels multiply it")
+    multipliers: tuple[PositiveInt, ...] = Field((1, 2), description="channel multiplier per level, finest first")
+    blocks: PositiveInt = Field(1, description="residual blocks per level")
+    attention: tuple[PositiveInt, ...] = Field((), description="sides in pixels at which self-attention is used")
+
+
+EnergyNet = Annotated[EnergyMlp | EnergyConv | EnergyUNet, Field(discriminator="name")]
