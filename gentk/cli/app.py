@@ -103,7 +103,7 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
         registry.method_module(task, method)  # says what is close when there is no such method
         path, swapped = store.pick(task, method, given.get(subject))
         if swapped:
-            console.note(f"no recipe of its own for {given[subject]}: {store.name(path)} with this {subject} instead")
+            console.note(f"{store.name(path)} with {subject} {given[subject]}")
         else:
             given.pop(subject, None)  # the recipe was found by it
     loaded = load.load(path, sets, overrides=given)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gentk.data import to_uint8
 from gentk.errors import RecipeError
+from gentk.metrics import proxies
 from gentk.nets.classifier import SmallCnn
 from gentk.processes.models import load
 
@@ -17,18 +19,18 @@ Extractor = Callable[[Tensor], Tensor]
 def extractor(ref: str, *, shape: tuple[int, ...], where: torch.device, batch: int = 1000) -> Extractor:
     """(N, *shape) float32 (images in [-1, 1]) -> (N, F) float64 on the CPU.
 
-    `ref` is `identity` (the flattened values) or a classifier, by name, run or file, whose feature layer is used.
+    `ref` is `identity` (the flattened values), a classifier, by name, run or file, whose feature layer is used, or the
+    name of a proxy (`metrics.proxies`), which sees the images as bytes, as `evaluate` does.
     Raises RecipeError when the classifier takes samples of another shape.
     """
     if ref == "identity":
         return lambda x: x.flatten(1).double()
+    if ref in proxies.names():
+        proxy = proxies.load(ref, where=where)
+        _fits(ref, proxy.shape, shape)
+        return lambda x: proxy(to_uint8(x))
     model = load(ref, kinds=("classifier",), where=where)
-    if model.shape != shape:
-        raise RecipeError(
-            f"measure.features: `{ref}` takes samples of shape {model.shape}, these have {shape}",
-            hint="train one: gentk train classifier --data NAME; or --set measure.features=identity",
-        )
-
+    _fits(ref, model.shape, shape)
     net = model.net
     assert isinstance(net, SmallCnn)  # the only classifier there is
 
@@ -37,3 +39,11 @@ def extractor(ref: str, *, shape: tuple[int, ...], where: torch.device, batch: i
         return torch.cat([net.features(part.to(where)).cpu().double() for part in torch.split(x, batch)])
 
     return extract
+
+
+def _fits(ref: str, takes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if takes != shape:
+        raise RecipeError(
+            f"measure.features: `{ref}` takes samples of shape {takes}, these have {shape}",
+            hint="train one: gentk train classifier --data NAME; or --set measure.features=identity",
+        )

@@ -355,7 +355,10 @@ class Measure(Section):
     """How the Frechet distance, precision and recall of a generative run are measured."""
 
     n: PositiveInt = Field(10_000, description="samples drawn")
-    features: str = Field(description="feature network (model name, run or file), or `identity` for the raw values")
+    features: str = Field(
+        description="feature network: model name, run or file; mnist-cnn, fashion-mlp or resnet20, whose weights lie "
+        "in $GENTK_DATA; or `identity` for the raw values"
+    )
     k: PositiveInt = Field(3, description="neighbours that define the manifolds of precision and recall")
     preview: NonNegativeInt = Field(0, description="samples for the figures along the way (`eval/...`); 0: none")
     solver: Literal["heun", "euler"] = Field("heun", description="how a many-step model is drawn from")

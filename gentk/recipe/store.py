@@ -115,13 +115,16 @@ def name(path: Path) -> str:
 def pick(task: str, method: str, subject: str | None) -> tuple[Path, bool]:
     """The recipe of a command, and whether it was made for another subject, which must then be swapped.
 
-    The recipe named after the subject (`points-ring8` for `points:ring8`), else the method's default recipe (or its
-    only one). Raises RecipeError where neither exists.
+    The recipe named after the subject (`points-ring8` for `points:ring8`), or after the end of its path (`edm-mnist`
+    for the run `runs/edm-mnist`, which is swapped in), else the method's default recipe (or its only one). Raises
+    RecipeError where neither exists.
     """
     entries = [e for e in recipes() if (e.task, e.method) == (task, method)]
-    own = next((e for e in entries if subject and e.subject == subject.replace(":", "-")), None)
-    if own:
-        return own.path, False
+    if subject:
+        whole, end = subject.replace(":", "-"), Path(subject).name.removesuffix(".safetensors")
+        for called in (whole, end):
+            if own := next((e for e in entries if e.subject == called), None):
+                return own.path, called != whole
     usual = _usual(entries)
     if usual:
         return usual.path, subject is not None

@@ -202,7 +202,7 @@ def test_a_subject_without_a_recipe_uses_the_default_and_says_so(teacher: Path, 
     words = ("--set", "measure=null", "--set", "train.steps=2", "--out", tmp_path / "run")
     result = gentk("distill", "sim", "--teacher", teacher, *words)
     assert result.exit_code == 0, result.stderr
-    assert "no recipe of its own" in result.stderr
+    assert "distill/sim/edm-digits with teacher" in result.stderr
     assert f"teacher: {teacher}" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 

@@ -71,7 +71,7 @@ def test_a_file_becomes_a_model_that_commands_find(place: Path) -> None:
     assert json.loads(sampled.stdout)["metrics"]["n"] == 4
     assert (place / "run" / "samples").exists()
     plan = gentk("distill", "sim", "--teacher", "my-teacher", "--dry-run")
-    assert "no recipe of its own for my-teacher" in plan.stderr
+    assert "sim/edm-digits with teacher my-teacher" in plan.stderr
 
 
 def test_a_file_elsewhere(place: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from gentk import nets
+from gentk.data import to_uint8
 from gentk.errors import MissingAsset, RecipeError
+from gentk.metrics import proxies
 from gentk.metrics.features import extractor
 from gentk.nets import weights
 from gentk.recipe import schema
@@ -73,3 +76,12 @@ def test_what_is_no_classifier(tmp_path: Path) -> None:
         extractor(str(path), shape=(2,), where=CPU)
     with pytest.raises(MissingAsset, match="did you mean `classifier-digits`"):
         extractor("classifier-digit", shape=SHAPE, where=CPU)
+
+
+@pytest.mark.skipif("GENTK_DATA" not in os.environ, reason="GENTK_DATA is not set: no real data here")
+def test_a_proxy_sees_the_images_as_bytes() -> None:
+    x = torch.rand(12, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    out = extractor("mnist-cnn", shape=(1, 28, 28), where=CPU)(x)
+    assert torch.equal(out, proxies.load("mnist-cnn")(to_uint8(x)))
+    with pytest.raises(RecipeError, match=r"mnist-cnn.*\(1, 28, 28\).*\(1, 8, 8\)"):
+        extractor("mnist-cnn", shape=SHAPE, where=CPU)

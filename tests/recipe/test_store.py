@@ -101,7 +101,8 @@ def test_pick_takes_the_subjects_recipe_or_swaps_it_into_the_default(add: Add) -
     assert store.pick("distill", "sim", "edm-digits") == (usual, False)
     assert store.pick("distill", "sim", "edm-cifar10") == (own, False)
     assert store.pick("distill", "sim", "runs/my-teacher") == (usual, True)
-    assert store.pick("distill", "sim", "../sim/edm-cifar10") == (usual, True)
+    assert store.pick("distill", "sim", "runs/edm-cifar10") == (own, True)
+    assert store.pick("distill", "sim", "/models/edm-cifar10.safetensors") == (own, True)
 
 
 def test_pick_without_a_default(add: Add) -> None:
