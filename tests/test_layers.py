@@ -22,6 +22,7 @@ FLOORS = (
     ("losses", "solvers"),
     ("attacks",),
     ("targets",),
+    ("attacks", "defences"),
     ("data",),
     ("metrics",),
     ("engine",),
@@ -76,6 +77,13 @@ def test_tasks_do_not_import_each_other() -> None:
         own = f"gentk.tasks.{path.parent.name}"
         others = [m for m in imports(path) if m.startswith("gentk.tasks") and not m.startswith(own)]
         assert others == [], path
+
+
+def test_attacks_and_defences_meet_at_the_victim_only() -> None:
+    for own, other in (("attacks", "defences"), ("defences", "attacks")):
+        found = [m for path in sorted((PACKAGE / own).glob("*.py")) for m in imports(path) if f"gentk.{other}" in m]
+        assert all(m.startswith("gentk.attacks.victim") for m in found), found
+    assert found, "defences know the victim's interface"
 
 
 def test_no_drawer_modules_and_no_long_files() -> None:
