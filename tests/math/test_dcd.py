@@ -122,7 +122,7 @@ def test_d4_self_normalised_importance_is_biased() -> None:
 
 
 def test_d5_ranking_has_no_gradient_at_the_truth() -> None:
-    """Data N(0, 1), v = 1, tau = 1: with w = 1 zero for M = 1 (to the quadrature's error) and 4; with w = 0 not (T2)."""
+    """Data N(0, 1), v = 1, tau = 1: with w = 1 zero for M = 1 (to quadrature) and 4; with w = 0 not (T2)."""
     truth = {"mean": 0.0, "m": 0.0, "v": 1.0}
     assert gradient(ranked(1.0, 1.0), *grid(2, 48), **truth) == pytest.approx((0.0, 0.0), abs=2e-6)
     assert gradient(ranked(1.0, 0.0), *grid(2, 48), **truth) == pytest.approx((0.0, 1.0), abs=2e-6)
