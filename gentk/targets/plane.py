@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gentk.errors import RecipeError, did_you_mean
+from gentk.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class Target:
 
     `sample(n, gen)` draws (n, 2) independent points in float32 on the generator's device. `log_prob` maps (..., 2) to
     (...), normalised, in the dtype of its argument; it is None where the density has no closed form or is not smooth.
+    `centres` are the modes of a mixture.
     """
 
     name: str
     sample: Callable[[int, Generator], Tensor]
     log_prob: Callable[[Tensor], Tensor] | None = None
+    centres: tuple[tuple[float, ...], ...] | None = None
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of log_prob at x (..., 2), same shape, detached. Raises RecipeError if there is no log_prob."""
@@ -37,21 +39,13 @@ class Target:
         return grad
 
 
-def find(name: str) -> Target:
-    """The target of that name. Raises RecipeError for an unknown one."""
-    if name not in _TARGETS:
-        close = did_you_mean(name, _TARGETS)
-        raise RecipeError(f"unknown target `{name}`{close}", hint=f"targets: {', '.join(_TARGETS)}")
-    return _TARGETS[name]
-
-
 def names() -> tuple[str, ...]:
-    """The names of all targets."""
-    return tuple(_TARGETS)
+    """The names of the targets here, all of values of order one."""
+    return tuple(TARGETS)
 
 
 def _scored() -> str:
-    return ", ".join(name for name, target in _TARGETS.items() if target.log_prob is not None)
+    return ", ".join(name for name, target in TARGETS.items() if target.log_prob is not None)
 
 
 def _normal(x: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
@@ -98,7 +92,7 @@ def _gaussian() -> Target:
     return Target("gaussian", sample, log_prob)
 
 
-def _mixture(name: str, centres: Tensor, std: float) -> Target:
+def mixture(name: str, centres: Tensor, std: float) -> Target:
     """Equal weights, common isotropic standard deviation; `centres` (K, 2) float64."""
 
     def sample(n: int, gen: Generator) -> Tensor:
@@ -109,18 +103,18 @@ def _mixture(name: str, centres: Tensor, std: float) -> Target:
         parts = _normal(x[..., None, :], centres.to(x), std).sum(-1)
         return torch.logsumexp(parts, -1) - math.log(len(centres))
 
-    return Target(name, sample, log_prob)
+    return Target(name, sample, log_prob, tuple(map(tuple, centres.tolist())))
 
 
 def _ring8() -> Target:
     """Eight Gaussians of standard deviation 0.1 on a circle of radius sqrt(2)."""
-    return _mixture("ring8", _polar(math.sqrt(2), torch.arange(8, dtype=torch.float64) * (math.pi / 4)), 0.1)
+    return mixture("ring8", _polar(math.sqrt(2), torch.arange(8, dtype=torch.float64) * (math.pi / 4)), 0.1)
 
 
 def _grid25() -> Target:
     """Twenty-five Gaussians of standard deviation 0.05 on a 5 x 5 grid of spacing 0.7."""
     axis = 0.7 * torch.arange(-2, 3, dtype=torch.float64)
-    return _mixture("grid25", torch.cartesian_prod(axis, axis), 0.05)
+    return mixture("grid25", torch.cartesian_prod(axis, axis), 0.05)
 
 
 def _rings() -> Target:
@@ -231,7 +225,7 @@ def _spiral() -> Target:
     return Target("spiral", sample)
 
 
-_TARGETS = {
+TARGETS = {
     target.name: target
     for target in (
         _gaussian(),
