@@ -13,7 +13,7 @@ from gentk.errors import RecipeError
 from gentk.recipe import registry, store
 from gentk.recipe.schema import Head
 
-TASKS = {"train": "data", "distill": "teacher", "sample": "model", "evaluate": "samples"}
+TASKS = {"train": "data", "distill": "teacher", "sample": "model", "purify": "data", "evaluate": "samples"}
 METHODS = [(task, method) for task in registry.tasks() for method in registry.methods(task)]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gentk import __version__
-from gentk.cli import console, doctor, measuring, models, options, recipes, runs, sampling
+from gentk.cli import console, doctor, measuring, models, options, purifying, recipes, runs, sampling
 from gentk.errors import RecipeError
 from gentk.recipe import registry
 
@@ -23,6 +23,7 @@ from gentk.recipe import registry
 _OWN: dict[str, Any] = {
     "sample": (sampling.OPTIONS, sampling.understood),
     "evaluate": (measuring.OPTIONS, measuring.understood),
+    "purify": (purifying.OPTIONS, purifying.understood),
 }
 
 app = typer.Typer(

@@ -114,8 +114,8 @@ class PurifyPP:
         return out
 
     def surrogate(self, z: Tensor, noise: Noise) -> Tensor:
-        """One round of `surrogate_steps` steps."""
-        return replace(self, steps=self.surrogate_steps, rounds=1)(z, noise)
+        """One round of `surrogate_steps` steps, without churn."""
+        return replace(self, steps=self.surrogate_steps, rounds=1, churn=None)(z, noise)
 
     def _ode(self, z: Tensor, t: float, u: float, _: _Draw) -> Tensor:
         d = self.denoise(z, t)

@@ -125,7 +125,7 @@ class ScoreOpt:
         outer = torch.is_grad_enabled() and (z.requires_grad or first.requires_grad)
         t, eps = self._draw(k, z, noise)
         with torch.enable_grad():
-            at = z if z.requires_grad else z.detach().requires_grad_()
+            at = z.clone() if outer else z.detach().requires_grad_()  # not z itself, which may also be `first`
             if self.loss_grad == "stopgrad":
                 with torch.set_grad_enabled(outer):
                     return self._stopped(at, first, t, eps, k, noise)

@@ -68,6 +68,7 @@ def write(folder: Path) -> Path:
         rows, fault = [], str(error)
     parts = [
         _head(status(folder, info), info, recipe, rows),
+        _findings(info),
         _figures(info, recipe),
         _pictures(folder),
         _curves(rows, recipe) if not fault else f'<h2>Curves</h2><p class="fault">{escape(fault)}</p>',
@@ -189,6 +190,22 @@ def _figures(info: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
         '<th class="number">paper</th><th>source</th></tr>'
     )
     return f'<h2>Figures</h2><div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _findings(info: Mapping[str, Any]) -> str:
+    """What a run says in words (`remarks`: kind and words each) and as a table of texts (`table`: head and rows)."""
+    parts = []
+    table = info.get("table")
+    if isinstance(table, dict) and table.get("rows"):
+        cells = ["".join(f"<th>{escape(str(c))}</th>" for c in table["head"])]
+        cells += ["".join(f"<td>{escape(str(c))}</td>" for c in row) for row in table["rows"]]
+        head, *rows = (f"<tr>{row}</tr>" for row in cells)
+        body = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+        parts.append(f'<h2>Table</h2><div class="wide">{body}</div>')
+    for remark in info.get("remarks") or ():
+        kind = "fault" if remark.get("kind") == "flag" else "soft"
+        parts.append(f'<p class="{kind}">{escape(str(remark.get("words", "")))}</p>')
+    return "\n".join(parts)
 
 
 def _pictures(folder: Path) -> str:

@@ -1,0 +1,141 @@
+"""Attacks in batches that survive a stop: what was made stands in `adversarial/`, whole or as parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gentk.attacks import stored, suite
+from gentk.attacks.victim import Victim
+from gentk.engine.run import Run
+from gentk.errors import GentkError, MissingAsset, RecipeError
+from gentk.tasks.purify._bench import Bench, plan
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Adversarial images x (N, C, H, W) of one attack, what it knew, its seconds, and facts about it."""
+
+    name: str
+    knowledge: str
+    x: Tensor
+    seconds: float
+    facts: dict[str, Any]
+
+
+def names(recipe: Any, victim: Victim) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The attacks to run, and those that cannot run here with the reason.
+
+    `blind` is always among them: on the bare classifier its images must succeed, or the attack itself is at fault.
+    """
+    if recipe.attack.name == "none":
+        return (), {}
+    if recipe.attack.name != "suite":
+        own = (recipe.attack.name,)
+        return (own if "blind" not in victim.modes or own == ("blind",) else ("blind", *own)), {}
+    wanted = suite.suite(victim)
+    missing = {name: why for name in wanted if (why := suite.absent(name))}
+    if recipe.threat.norm != "linf":
+        missing["square"] = "it is built for linf only"
+    return tuple(name for name in wanted if name not in missing), missing
+
+
+def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], None]) -> Made:
+    """The images of an attack: from disk where this run has made them, else attacked now; `told(n)` per batch."""
+    recipe, folder = run.job.recipe, run.folder
+    settings = plan(recipe)
+    stamp = json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)
+    whole = folder / "adversarial" / f"{_slug(name)}.safetensors"
+    before = _kept(whole, stamp)
+    if before is not None:
+        told(len(bench))
+        return _back(name, before)
+    found: list[stored.Stored] = []
+    for start in range(0, len(bench), batch):
+        rows = slice(start, start + batch)
+        path = folder / "parts" / f"{_slug(name)}-{start:08d}.safetensors"
+        part = _kept(path, stamp)
+        if part is None:
+            x, y, ids = bench.x[rows], bench.y[rows], bench.ids[rows]
+            done = suite.attack(name, bench.victim, x, y, ids, settings)
+            about = {"stamp": stamp, "knowledge": done.knowledge, "seconds": done.seconds, "facts": done.facts}
+            part = stored.Stored(done.x.cpu(), x.cpu(), ids, y.cpu(), settings.ball, about | {"name": name})
+            stored.save(path, part)
+        found.append(part)
+        told(len(part.ids))
+    x, clean, ids, y = (torch.cat([getattr(p, key) for p in found]) for key in ("x", "clean", "ids", "y"))
+    joined = stored.Stored(
+        x,
+        clean,
+        ids,
+        y,
+        settings.ball,
+        found[0].facts | {"seconds": sum(p.facts["seconds"] for p in found)},
+    )
+    stored.save(whole, joined)
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+    return _back(name, joined)
+
+
+def again(recipe: Any, bench: Bench) -> Iterator[Made]:
+    """The stored images of a run or a file, for this bench's images. Raises GentkError where they are of others."""
+    ball = plan(recipe).ball
+    for path in located(recipe.stored):
+        held = stored.load(path)
+        if held.ball != ball:
+            raise RecipeError(
+                f"{path}: made for {held.ball.norm} {held.ball.eps:.6g}, the recipe says {ball.norm} {ball.eps:.6g}",
+                hint=f"--norm {held.ball.norm} --eps {held.ball.eps!r}",
+            )
+        place = {int(k): i for i, k in enumerate(held.ids)}
+        if absent := [int(k) for k in bench.ids if int(k) not in place]:
+            raise RecipeError(
+                f"{path}: image {absent[0]} is not in it ({len(absent)} of {len(bench)} are not)",
+                hint="the same data, scoring.images and scoring.subset_seed as when it was made",
+            )
+        rows = torch.tensor([place[int(k)] for k in bench.ids])
+        held.ball.check(held.x[rows], bench.x.cpu(), bench.ids, str(path))  # around today's clean images
+        facts = held.facts
+        yield Made(
+            str(facts.get("name", path.stem)),
+            str(facts.get("knowledge", "unknown")),
+            held.x[rows],
+            float(facts.get("seconds", 0.0)),
+            dict(facts.get("facts", {})) | {"stored": str(path)},
+        )
+
+
+def located(ref: str) -> list[Path]:
+    """The files of adversarial images that `ref`, a run folder or a file, means. Raises MissingAsset for none."""
+    path = Path(ref).expanduser()
+    found = [path] if path.is_file() else sorted((path / "adversarial").glob("*.safetensors"))
+    if not found:
+        raise MissingAsset(f"{path}: no adversarial images", hint="a folder of `gentk purify`, or a file of one")
+    return found
+
+
+def _back(name: str, held: stored.Stored) -> Made:
+    facts = held.facts
+    return Made(name, facts["knowledge"], held.x, float(facts["seconds"]), facts["facts"])
+
+
+def _kept(path: Path, stamp: str) -> stored.Stored | None:
+    """What an earlier process wrote, if it is whole and was made for this run."""
+    if not path.is_file():
+        return None
+    try:
+        held = stored.load(path)
+    except GentkError:
+        return None
+    return held if held.facts.get("stamp") == stamp else None
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
