@@ -27,7 +27,7 @@ def linear(classes: int = 3) -> tuple[Undefended, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("random_start", [True, False])
 def test_the_best_attack_on_two_linear_classes_is_found(norm: Norm, random_start: bool) -> None:
-    """Cross-entropy of two classes rises along w_1 - w_0 alone: the best point is the dual direction's at radius eps."""
+    """Cross-entropy of two classes rises along w_1 - w_0 alone: best is the dual direction's point at radius eps."""
     victim, x, y, weight = linear(2)
     ball, along = Ball(norm, 0.1), (weight[1] - weight[0]).reshape(1, 1, 4, 4)
     best = x + 0.1 * (along.sign() if norm == "linf" else along / along.norm())
