@@ -21,15 +21,15 @@ import json, sys
 print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
   task=${recipe%%/*}
   case $task in
-    train) cut=("${quick[@]}"); ! grep -q '^measure:' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0) ;;
-    distill) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0) ;;
+    train | distill) cut=("${quick[@]}"); ! grep -Eq '^(measure|base):' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;
+    purify) cut=(--quiet -n 4 --steps 2 --eot 2 --eval-draws 2 --set attack.queries=4 --set sweep.images=2) ;;
   esac
   echo "-- gentk $task --recipe $recipe"
   $gentk "$task" --recipe "$recipe" --out "runs/${recipe//\//-}" "${cut[@]}" || {
     code=$?
-    # what needs data that no wheel holds says so; that is all that may be missing
-    if [[ $code != 3 ]] || ! grep -q 'needs:.*data:' "$recipes/$recipe.yaml"; then exit $code; fi
+    # what needs data, or a model, that no wheel holds says so; that is all that may be missing
+    if [[ $code != 3 ]] || ! grep -Eq 'needs:.*(data:|runs/|mnist_ddpm_cnn)' "$recipes/$recipe.yaml"; then exit $code; fi
   }
 done

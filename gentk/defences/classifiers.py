@@ -239,5 +239,7 @@ def _normalised(
     mean, std = section.mean or mean, section.std or std
     for key, value in (("mean", mean), ("std", std)):
         if len(value) not in (1, channels):
-            raise RecipeError(f"classifier.{key}: {len(value)} values, the images have {channels} channels")
+            raise RecipeError(
+                f"classifier.{key}: {len(value)} values, the images have {channels} channels", hint="one per channel"
+            )
     return ImageClassifier(cast(Backbone, net), mean=mean, std=std)  # only called, never asked for features

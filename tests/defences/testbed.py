@@ -67,6 +67,7 @@ def victim() -> nn.Module:
             adam.zero_grad()
             F.cross_entropy(net(x[part]), y[part]).backward()  # type: ignore[no-untyped-call]
             adam.step()
+    adam.zero_grad()
     return net.eval().requires_grad_(False)
 
 

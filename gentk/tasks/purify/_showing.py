@@ -70,7 +70,7 @@ def remarks(
         )
         said.append({"kind": "note", "words": words})
     for name, why in found.missing.items():
-        said.append({"kind": "note", "words": _sentence(f"{name} was not run: {why}")})
+        said.append({"kind": "note", "words": _sentence(f"the attack {name} was not run: {why}")})
     if recipe.method.name == "purify-pp":
         said.append({"kind": "note", "words": "Purify++-style: the paper's own parametrisation is not public."})
     if found.rows:
