@@ -145,7 +145,8 @@ class RectifiedFlow:
 
 @dataclass(frozen=True)
 class Discrete:
-    """The process of networks with `steps` timesteps: DDPM (Ho et al. 2020, arXiv:2006.11239), Stable Diffusion.
+    """The process of networks with `steps` timesteps: DDPM (Ho et al. 2020, arXiv:2006.11239), Stable Diffusion; with
+    `cosine` betas iDDPM (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17) and guided-diffusion at 64 pixels.
 
     Time k + 1 is timestep k, where s^2 = (1 - abar_k) / abar_k, abar_k = prod_{j <= k} (1 - beta_j). Between timesteps
     ln s is linear in time, from 0 to 1 s itself is; sigma = s / sqrt(1 + s^2) and alpha = c / sqrt(1 + s^2) throughout.
@@ -155,7 +156,7 @@ class Discrete:
     them (euler, heun) keep an error of some 1e-5 however fine the grid; those that work in s or lambda do not.
     """
 
-    schedule: Literal["linear", "scaled-linear"] = "linear"
+    schedule: Literal["linear", "scaled-linear", "cosine"] = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
     steps: int = 1000
@@ -220,9 +221,14 @@ class Discrete:
 @cache
 def _log_ratios(process: Discrete, device: torch.device) -> Tensor:
     """ln s at times 1 to `steps`, float64 (steps,), by ln(1 + s^2) = -ln abar: no digits go where abar is near 1."""
-    power = 2 if process.schedule == "scaled-linear" else 1
-    start, end = process.beta_start ** (1 / power), process.beta_end ** (1 / power)
-    betas = torch.linspace(start, end, process.steps, dtype=torch.float64) ** power
+    if process.schedule == "cosine":
+        angle = (torch.arange(process.steps + 1, dtype=torch.float64) / process.steps + 0.008) / 1.008 * math.pi / 2
+        a, b = angle[:-1], angle[1:]  # beta = 1 - (cos b / cos a)^2, written so that small ones keep their digits
+        betas = ((b - a).sin() * (a + b).sin() / a.cos() ** 2).clamp_max(0.999)
+    else:
+        power = 2 if process.schedule == "scaled-linear" else 1
+        start, end = process.beta_start ** (1 / power), process.beta_end ** (1 / power)
+        betas = torch.linspace(start, end, process.steps, dtype=torch.float64) ** power
     return torch.expm1(-torch.log1p(-betas).cumsum(0)).log().div(2).to(device)
 
 

@@ -105,8 +105,9 @@ class Discrete(Section):
     """Variance preserving with a finite number of betas: DDPM and Stable Diffusion."""
 
     name: Literal["discrete"]
-    schedule: Literal["linear", "scaled-linear"] = Field(
-        "linear", description="even spacing of beta (DDPM) or of its root (Stable Diffusion)"
+    schedule: Literal["linear", "scaled-linear", "cosine"] = Field(
+        "linear",
+        description="even spacing of beta (DDPM) or of its root (Stable Diffusion); cosine: iDDPM's, of no ends",
     )
     beta_start: PositiveFloat = Field(1e-4, description="beta of timestep 0")
     beta_end: Annotated[float, Field(gt=0, lt=1)] = Field(0.02, description="beta of the last timestep")

@@ -140,6 +140,26 @@ TEACHERS = (
             attention_order="legacy",
         ),
     ),
+    Teacher(
+        "guided-diffusion-imagenet64",
+        "guided-diffusion",
+        "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/64x64_diffusion.pt",
+        "64x64_diffusion.pt",
+        "MIT",
+        "imagenet-64",
+        "guided-diffusion for ImageNet at 64 pixels with classes",
+        _settings(
+            size=64,
+            net__width=192,
+            net__multipliers=(1, 2, 3, 4),
+            net__blocks=3,
+            net__attention=(32, 16, 8),
+            net__learned_sigma=True,
+            net__dropout=0.1,
+            attention_order="new",
+            process__schedule="cosine",
+        ),
+    ),
 )
 NAMES = tuple(teacher.name for teacher in TEACHERS)
 BY_NAME = {teacher.name: teacher for teacher in TEACHERS}

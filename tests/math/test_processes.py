@@ -152,13 +152,28 @@ def abar(start, end, steps, power=1):
         return out
 
 
+def cosine_abar(steps: int) -> list[mpmath.mpf]:
+    """iDDPM's cosine products (arXiv:2102.09672, eq. 17 with its clip at 0.999), at 50 digits."""
+    with mpmath.workdps(50):
+        f = [
+            mpmath.cos((mpmath.mpf(i) / steps + mpmath.mpf("0.008")) / mpmath.mpf("1.008") * mpmath.pi / 2) ** 2
+            for i in range(steps + 1)
+        ]
+        out, product = [], mpmath.mpf(1)
+        for j in range(steps):
+            product *= 1 - min(1 - f[j + 1] / f[j], mpmath.mpf("0.999"))
+            out.append(product)
+        return out
+
+
 LINEAR, SCALED = Discrete(), Discrete("scaled-linear", 0.00085, 0.012)
+IDDPM = Discrete("cosine")
 
 
 @pytest.mark.parametrize(
     ("discrete", "exact"),
-    [(LINEAR, abar(1e-4, 0.02, 1000)), (SCALED, abar(0.00085, 0.012, 1000, 2))],
-    ids=["ddpm", "sd"],
+    [(LINEAR, abar(1e-4, 0.02, 1000)), (SCALED, abar(0.00085, 0.012, 1000, 2)), (IDDPM, cosine_abar(1000))],
+    ids=["ddpm", "sd", "iddpm"],
 )
 def test_discrete_at_its_timesteps(discrete, exact):
     """alpha^2 = abar_k at time k + 1, with the relative error of a sum of 1000 rounded logarithms up to 9.3."""
@@ -167,7 +182,7 @@ def test_discrete_at_its_timesteps(discrete, exact):
     sigma = torch.tensor([float(mpmath.sqrt(1 - a)) for a in exact], dtype=torch.float64)
     torch.testing.assert_close(discrete.alpha(t), alpha, rtol=1e-13, atol=0)
     torch.testing.assert_close(discrete.sigma(t), sigma, rtol=1e-13, atol=0)
-    assert (discrete.alpha(t - 1)[1:] / alpha[1:] - 1).abs().min() > 4e-5  # negative control: off by one timestep
+    assert (discrete.alpha(t - 1)[1:] / alpha[1:] - 1).abs().min() > 2e-5  # negative control: off by one timestep
 
 
 def test_discrete_reaches_the_known_noise_levels():
@@ -175,6 +190,8 @@ def test_discrete_reaches_the_known_noise_levels():
     ends = ratio(SCALED, torch.tensor([1.0, 1000.0], dtype=torch.float64))
     assert ends.tolist() == pytest.approx([0.0292, 14.6146], abs=5e-5)
     assert ratio(LINEAR, torch.tensor(1000.0).double()).item() == pytest.approx(157.4, abs=0.05)
+    # iDDPM's clip is felt: without it abar_999 were cos^2(pi / 2) = 0
+    assert ratio(IDDPM, torch.tensor(1000.0).double()).item() == pytest.approx(20_291, rel=1e-3)
 
 
 @pytest.mark.parametrize("discrete", [LINEAR, SCALED, Discrete("linear", 0.1, 0.2, 5)], ids=["ddpm", "sd", "small"])

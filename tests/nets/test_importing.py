@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gentk import nets
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.nets import importing, keymaps
+from gentk.nets.importing.settings import Settings
 from gentk.processes import models
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.recipe import schema, teachers
@@ -495,6 +496,16 @@ def test_rows_of_published_teachers() -> None:
     assert len(teachers.BY_NAME) == len(teachers.TEACHERS)
     wanted = ("edm-cifar10", "edm-cifar10-cond", "edm-ffhq", "edm-afhqv2", "edm-imagenet64", "ddpm-cifar10")
     assert {*wanted, "rectified-flow-cifar10"} <= set(teachers.NAMES)
+
+
+def test_the_rows_of_guided_diffusion_say_what_its_readme_says() -> None:
+    """MODEL_FLAGS of openai/guided-diffusion: cosine betas and the new attention order at 64 pixels alone."""
+    for size, order, schedule, known in ((64, "new", "cosine", (192, 3)), (256, "legacy", "linear", (256, 2))):
+        told = Settings(teachers.BY_NAME[f"guided-diffusion-imagenet{size}"].settings, None)
+        net = told.section(schema.Adm, "net", name="adm")
+        assert (net.width, net.blocks, net.learned_sigma, net.attention) == (*known, True, (32, 16, 8))
+        assert told.section(schema.Discrete, "process", name="discrete").schedule == schedule
+        assert told.choice("attention_order", ("legacy", "new"), "") == order
 
 
 def test_shapes_are_those_of_the_readers() -> None:

@@ -113,7 +113,7 @@ def _scheduler(model: Model) -> dict[str, Any]:
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": process.steps,
-        "beta_schedule": process.schedule.replace("-", "_"),
+        "beta_schedule": "squaredcos_cap_v2" if process.schedule == "cosine" else process.schedule.replace("-", "_"),
         "beta_start": process.beta_start,
         "beta_end": process.beta_end,
         "prediction_type": _PREDICTS[denoiser.predicts],

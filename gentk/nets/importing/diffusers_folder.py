@@ -43,7 +43,7 @@ _FORM: dict[str, tuple[Any, Any]] = {
     "num_class_embeds": (None, None),
 }
 _TARGETS: dict[str, schema.Predicts] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear"}
+_SCHEDULES = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine"}
 
 
 def read(path: Path, settings: Settings) -> Imported:

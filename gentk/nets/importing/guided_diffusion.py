@@ -2,7 +2,8 @@
 
 The file says nothing of its architecture beyond shapes: what differs from the 256-pixel ImageNet network is told by
 settings. `attention_order` is how a head's q, k and v lie: "new" where `use_new_attention_order` was on (the 64-pixel
-network), else "legacy". The process is `discrete` with linear betas; the 64-pixel network's cosine betas are not ours.
+network), else "legacy". The process is `discrete`: linear betas, at 64 pixels those of `process.schedule` (cosine for
+64x64_diffusion.pt).
 """
 
 from __future__ import annotations
@@ -36,12 +37,7 @@ def read(path: Path, settings: Settings) -> Imported:
             f"{path}: the file does not say how its attention is laid out"
             + (" nor how it was noised" if shape[1] == 64 else ""),
             hint="--set attention_order=legacy (256 pixels, LSUN) or new (trained with use_new_attention_order)"
-            + (
-                " and --set process.schedule=linear if its betas were linear: those of 64x64_diffusion.pt are cosine, "
-                "which gentk does not have"
-                if shape[1] == 64
-                else ""
-            ),
+            + (" and --set process.schedule=cosine (64x64_diffusion.pt) or linear" if shape[1] == 64 else ""),
         )
     order = settings.choice("attention_order", ("legacy", "new"), "legacy")
     section = settings.section(
