@@ -53,7 +53,6 @@ def main(
 
 def _command(task: str) -> Callable[..., None]:
     """The function behind `gentk TASK`, with the task's own options in its signature."""
-    subject = registry.subject(task)
 
     def complete(incomplete: str) -> Iterator[str]:
         return (name for name in registry.methods(task) if name.startswith(incomplete))
@@ -83,7 +82,7 @@ def _command(task: str) -> Callable[..., None]:
             _run(task, loaded, out, mode, device=device, quiet=quiet, dry_run=dry_run, json=json)
 
     shared = [p for p in inspect.signature(command).parameters.values() if p.name != "own"]
-    kinds = {subject: options.subject(subject)} | (_OWN[task][0] if task in _OWN else {})
+    kinds = {name: options.subject(name) for name in registry.subjects(task)} | (_OWN[task][0] if task in _OWN else {})
     own = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=v) for k, v in kinds.items()]
     shared[1:] = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shared[1:]]
     command.__signature__ = inspect.Signature([shared[0], *own, *shared[1:]])  # type: ignore[attr-defined]
@@ -95,13 +94,16 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     """The recipe that a command means, loaded with its options. Raises RecipeError for whatever does not fit."""
     from gentk.recipe import load, store, teachers
 
-    subject = registry.subject(task)
     if recipe is not None:
         path = store.find(recipe)
     else:
         if method is None:
             raise RecipeError(f"gentk {task}: which method?", hint=f"methods: {', '.join(registry.methods(task))}")
         registry.method_module(task, method)  # says what is close when there is no such method
+        subject = registry.subject(task, method)
+        for other in registry.subjects(task):
+            if other != subject and other in given:
+                raise RecipeError(f"--{other}: `gentk {task} {method}` works on a {subject}", hint=f"--{subject} NAME")
         path, swapped = store.pick(task, method, given.get(subject))
         if swapped:
             console.note(f"{store.name(path)} with {subject} {given[subject]}")
@@ -112,8 +114,9 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     if chosen.task != task or (method is not None and chosen.method.name != method):
         wanted = f"{task} {method}" if method else task
         raise RecipeError(f"--recipe {recipe}: is for `gentk {chosen.task} {chosen.method.name}`, not `gentk {wanted}`")
-    if getattr(chosen, subject) in teachers.NAMES:
-        store.model_path(getattr(chosen, subject))  # says how to import it before torch is loaded
+    what = getattr(chosen, registry.subject(task, chosen.method.name))
+    if what in teachers.NAMES:
+        store.model_path(what)  # says how to import it before torch is loaded
     return loaded
 
 
@@ -121,7 +124,7 @@ def _folder(task: str, recipe: Any) -> Path:
     """The run folder of a command that names none: the same command finds it again."""
     from gentk.recipe.explain import digest
 
-    what = getattr(recipe, registry.subject(task))
+    what = getattr(recipe, registry.subject(task, recipe.method.name))
     name = Path(what if isinstance(what, str) else what.name).name.removesuffix(".safetensors")
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
     return Path("runs") / f"{task}-{recipe.method.name}-{slug}-{digest(recipe)}"

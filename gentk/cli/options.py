@@ -38,6 +38,7 @@ _SUBJECTS = {
     "data": "Data set: digits, mnist, points:NAME, images:FOLDER, ...",
     "teacher": "Diffusion model: a name, a run folder or a safetensors file.",
     "model": "Model: a name, a run folder or a safetensors file.",
+    "target": "Density: NAME, logistic:NAME|FILE.csv, ebm:RUN or MODULE:FUNCTION (implicit-kl, implicit-fisher).",
     "samples": "Sample run, PNG folder, .npz file, or a model to draw from.",
 }
 

@@ -107,7 +107,7 @@ def _update(
     total = torch.zeros((), device=where)
     for i in range(train.accumulate):
         gen = rng.generator(seed, state.step, phase.name, i, device=where)
-        torch.manual_seed(rng.key(seed, state.step, phase.name, i, "global"))  # dropout draws from the global generator
+        rng.reseed(rng.key(seed, state.step, phase.name, i, "global"), where)  # dropout draws from the global generator
         batch = Batch(micro)
         if method.data is not None:
             position = state.step * train.batch + i * micro

@@ -24,6 +24,17 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device).manual_seed(key(*parts))
 
 
+def reseed(seed: int, where: torch.device) -> None:
+    """The global generators that a step on device `where` draws from.
+
+    As torch.manual_seed, which also notes a call and its traceback for each kind of device that is not there: more work
+    than the step of a small network.
+    """
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def noise(seed: int, first: int, n: int, shape: tuple[int, ...], *, purpose: str = "noise") -> Tensor:
     """Standard normal (n, *shape) float32 on the CPU; row i depends on (seed, purpose, first + i) alone."""
     gen = torch.Generator()

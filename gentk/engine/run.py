@@ -64,7 +64,7 @@ class Job:
     @property
     def subject(self) -> str:
         """What the method works on: the name of the data, teacher, model or samples."""
-        what = getattr(self.recipe, registry.subject(self.task))
+        what = getattr(self.recipe, registry.subject(self.task, self.recipe.method.name))
         return what if isinstance(what, str) else str(what.name)
 
 

@@ -109,6 +109,8 @@ class EnergyMlp(Section):
     name: Literal["energy-mlp"]
     width: PositiveInt = Field(128, multiple_of=2, description="hidden units")
     depth: PositiveInt = Field(3, description="hidden layers")
+    waves: NonNegativeInt = Field(32, description="fixed directions whose cosines and sines are inputs too; 0: none")
+    frequency: PositiveFloat = Field(3.0, description="their angular frequency, in a standard deviation of the data")
     spectral: bool = Field(False, description="spectral norm on every layer, with one learned factor for all")
     tail: PositiveFloat | None = Field(
         10.0, description="a wide Gaussian in it, of so many standard deviations of the data; null: none"
@@ -139,3 +141,11 @@ class EnergyUNet(Section):
 
 
 EnergyNet = Annotated[EnergyMlp | EnergyConv | EnergyUNet, Field(discriminator="name")]
+
+
+class Plain(Section):
+    """Linear layers with SiLU between: sampler or score of a density (gentk/nets/implicit.py)."""
+
+    name: Literal["plain"]
+    width: PositiveInt = Field(64, description="hidden units")
+    depth: PositiveInt = Field(3, description="hidden layers")

@@ -1,9 +1,10 @@
 """Tasks and methods, found by scanning `gentk/tasks`: a folder is a task, a file in it is a method.
 
 A task's `__init__.py` holds its help line (the docstring), `SUBJECT` (the option that names what the method works on),
-`Recipe` (a generic pydantic model) and `run`. A method's file holds its help line, `Config` and what builds it. Files
-that begin with an underscore are shared by the methods of one task. None of them imports torch at module level, so that
-the command line can list, show and check everything in a moment.
+`Recipe` (a generic pydantic model) and `run`. A method's file holds its help line, `Config` and what builds it, and a
+`SUBJECT` and `Recipe` of its own where it works on something else than the others of its task. Files that begin with an
+underscore are shared by the methods of one task. None of them imports torch at module level, so that the command line
+can list, show and check everything in a moment.
 """
 
 from __future__ import annotations
@@ -48,14 +49,31 @@ def tasks() -> dict[str, str]:
 
 
 @cache
-def subject(task: str) -> str:
-    """Name of the option that says what a method of this task works on; read without importing the task."""
-    tree = ast.parse((_HERE / task.replace("-", "_") / "__init__.py").read_text("utf-8"))
-    for node in tree.body:
+def subject(task: str, method: str | None = None) -> str:
+    """Name of the option that says what a task's methods work on, or what this method does where it names its own.
+
+    Read without importing the task.
+    """
+    folder = _HERE / task.replace("-", "_")
+    own = None if method is None else _named(folder / f"{_stem(method)}.py")
+    found = own or _named(folder / "__init__.py")
+    if found is None:
+        raise AttributeError(f"task {task} names no SUBJECT")
+    return found
+
+
+@cache
+def subjects(task: str) -> tuple[str, ...]:
+    """Every such option of a task, the task's own first."""
+    return tuple(dict.fromkeys((subject(task), *(subject(task, method) for method in methods(task)))))
+
+
+def _named(path: Path) -> str | None:
+    for node in ast.parse(path.read_text("utf-8")).body if path.exists() else ():
         match node:
             case ast.Assign(targets=[ast.Name(id="SUBJECT")], value=ast.Constant(value=option)):
                 return str(option)
-    raise AttributeError(f"task {task} names no SUBJECT")
+    return None
 
 
 @cache
@@ -85,5 +103,6 @@ def method_module(task: str, method: str) -> Any:
 
 def recipe_schema(task: str, method: str) -> type[BaseModel]:
     """The pydantic model that a recipe of this task and method must satisfy."""
-    schema: type[BaseModel] = task_module(task).Recipe[method_module(task, method).Config]
+    module = method_module(task, method)
+    schema: type[BaseModel] = getattr(module, "Recipe", task_module(task).Recipe)[module.Config]
     return schema
