@@ -17,6 +17,7 @@ from torch import Tensor
 from gentk import targets
 from gentk.data import cifar10, digits, folder, idx, points
 from gentk.data.arrays import Arrays, Split
+from gentk.data.wide import POINTS
 from gentk.errors import RecipeError, RunFailed, did_you_mean
 from gentk.recipe.schema import Data
 
@@ -84,7 +85,7 @@ def load(section: Data, split: Split) -> DataSet:
 def names() -> tuple[str, ...]:
     """Every name that `load` knows, `images:FOLDER` standing for all folders."""
     fixed = tuple(name for name in _READERS if name not in _WITH_ARGUMENT)
-    return (*fixed, *(f"points:{name}" for name in targets.names()), "images:FOLDER")
+    return (*fixed, *(f"points:{name}" for name in (*targets.names(), *POINTS)), "images:FOLDER")
 
 
 def to_uint8(x: Tensor) -> Tensor:

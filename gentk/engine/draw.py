@@ -51,14 +51,14 @@ def draw(
     """
     x = starts(seed, first, n, shape).to(where) * process.sigma(grid[0]).to(where, torch.float32)
     cond = labels(first, n, cycle)
-    watch = _Watch(denoiser)
+    watch = Watch(denoiser)
     noise = rng.streams(seed, first, n, purpose="solver")
     x = solve(watch, process, x, grid, noise, cond=None if cond is None else cond.to(where), **own)
     watch.check(process, f"samples {first} to {first + n - 1}")
     return x.float().cpu()
 
 
-class _Watch:
+class Watch:
     """A denoiser that remembers whether each output was finite, without waiting for a device to say so."""
 
     def __init__(self, denoiser: Denoise) -> None:
@@ -67,12 +67,14 @@ class _Watch:
         self.finite: list[Tensor] = []
 
     def __call__(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The denoiser's answer."""
         x0 = self.denoiser(x, t, cond)
         self.times.append(t)
         self.finite.append(torch.isfinite(x0).all())
         return x0
 
     def check(self, process: Process, what: str) -> None:
+        """Raises RunFailed, naming `what`, the call and its noise level, if an answer was not finite."""
         finite = torch.stack(self.finite).tolist()
         if not all(finite):
             k = finite.index(False)

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gentk.engine import inputs, precision
+from gentk.engine import inputs, linear, pictures, precision
 from gentk.engine.draw import batches, draw, labels
+from gentk.engine.paths import followed, paths_picture, straightness
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
@@ -24,13 +25,14 @@ from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoise, Denoiser
 from gentk.processes.grids import build, to_times
 from gentk.processes.guidance import cost, guided
+from gentk.processes.linear_denoiser import LinearDenoiser
 from gentk.processes.models import Model, fast_layout, load
 from gentk.processes.process import Process, ratio
 from gentk.processes.thresholding import thresholded
 from gentk.recipe.registry import method_module
 from gentk.recipe.schema import GivenGrid, Grid
 from gentk.recipe.store import model_path
-from gentk.solvers import called_at, evaluations
+from gentk.solvers import called_at, coordinates, evaluations
 from gentk.tasks.sample._files import replace_tensors, write
 
 _NFE = 35  # EDM's count for CIFAR-10
@@ -48,9 +50,26 @@ class Plan:
     grid: Tensor
     cycle: tuple[int, ...]
     nfe: int
+    linear: LinearDenoiser | None = None
 
-    def draw(self, seed: int, first: int, n: int, where: torch.device) -> Tensor:
-        """Samples `first` to `first + n` of `seed`, in one batch."""
+    def draw(
+        self, seed: int, first: int, n: int, where: torch.device, trace: Callable[[Tensor, Tensor], None] | None = None
+    ) -> Tensor:
+        """Samples `first` to `first + n` of `seed`, in one batch; `trace(t, x)` sees those of a linear process."""
+        if self.linear is not None:
+            return linear.draw(
+                self.linear,
+                self.solve,
+                self.grid,
+                prior=self.model.header["prior"],
+                cycle=self.cycle,
+                seed=seed,
+                first=first,
+                n=n,
+                where=where,
+                call=self.denoise,
+                trace=trace,
+            )
         return draw(
             self.denoise,
             self.process,
@@ -109,9 +128,10 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
         raise RecipeError(
             f"`{recipe.model}` is a density, not a model", hint=f"gentk sample hmc --model {recipe.model}"
         )
-    model = load(recipe.model, kinds=("denoiser", "generator"), where=where)
-    if model.header["kind"] != kind:
-        other = "one-step" if kind == "denoiser" else "heun"
+    model = load(recipe.model, kinds=("denoiser", "generator", "bridge"), where=where)
+    is_linear = model.header["kind"] == "bridge"
+    if model.header["kind"] != kind and not (is_linear and kind == "denoiser"):
+        other = "one-step" if model.header["kind"] == "generator" else "heun"
         raise RecipeError(
             f"`{recipe.model}` is a {model.header['kind']}, `{config.name}` samples a {kind}",
             hint=f"gentk sample {other} --model {recipe.model}",
@@ -125,7 +145,7 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     if "png" in recipe.save and len(model.shape) != 3:
         raise RecipeError("save: points have no PNG form", hint="--set save='[npz]'")
     denoiser = model.net
-    assert isinstance(denoiser, Denoiser)
+    assert isinstance(denoiser, Denoiser | LinearDenoiser)
     fast_layout(denoiser)
     process, (solve, own) = denoiser.process, solver(config)
     if kind == "generator":
@@ -134,11 +154,19 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
         grid = to_times(process, torch.tensor([float(model.header["sigma_init"]), 0.0], dtype=torch.float64))
     else:
         grid = longest(recipe.grid, recipe.nfe, process, solve, own)
-    denoise = guided(denoiser, recipe.guidance, recipe.guidance_interval, process)
+    call = denoiser.clean if isinstance(denoiser, LinearDenoiser) else denoiser
+    denoise = guided(call, recipe.guidance, recipe.guidance_interval, process)
     if recipe.threshold is not None:
+        if is_linear:
+            raise RecipeError("threshold: its limits are those of samples, not of a bridge's coordinates")
         denoise = thresholded(denoise, recipe.threshold)
     times = torch.stack(called_at(solve, process, grid, **own))
     nfe = cost(recipe.guidance, recipe.guidance_interval, process, times)
+    if isinstance(
+        denoiser, LinearDenoiser
+    ):  # the calls are those of one noise level, the weights each coordinate's own
+        solve = coordinates.solver(config.name, denoiser.process, denoiser.index, grid, **own)
+        return Plan(model, denoise, process, solve, {}, grid, wanted, nfe, denoiser)
     return Plan(model, denoise, process, solve, own, grid, wanted, nfe)
 
 
@@ -198,9 +226,12 @@ def _work(run: Run, where: torch.device) -> None:
     samples = torch.cat(drawn)
     levels = ratio(plan.process, plan.grid).tolist()
     write(run, samples, labels(recipe.first, recipe.n, plan.cycle), {"nfe": plan.nfe, "noise_levels": levels})
-    run.update(
-        metrics={"n": recipe.n, "nfe": plan.nfe, "ms_per_sample": 1000 * seconds / recipe.n}, model=plan.model.name
-    )
+    figures = {"n": recipe.n, "nfe": plan.nfe, "ms_per_sample": 1000 * seconds / recipe.n}
+    if plan.linear is not None and plan.model.shape == (2,):
+        _, way = followed(lambda first, n, trace: plan.draw(recipe.seed, first, n, where, trace), min(recipe.n, 500))
+        pictures.save(paths_picture({"paths": way}), run.folder / "samples" / "paths.png")
+        figures |= straightness(way)
+    run.update(metrics=figures, model=plan.model.name)
     shutil.rmtree(parts)
 
 
