@@ -101,11 +101,11 @@ def run(code: str, *paths: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("task", ["train", "distill", "sample", "purify", "evaluate"])
+@pytest.mark.parametrize("task", ["train", "train-ebm", "distill", "sample", "purify", "evaluate"])
 def test_deleting_a_task_breaks_no_other(task: str, tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "gentk", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    shutil.rmtree(tmp_path / "gentk" / "tasks" / task)
+    shutil.rmtree(tmp_path / "gentk" / "tasks" / task.replace("-", "_"))
     shutil.rmtree(tmp_path / "recipes" / task)
     rest = run(
         "from gentk.recipe import registry\n"
@@ -118,7 +118,7 @@ def test_deleting_a_task_breaks_no_other(task: str, tmp_path: Path) -> None:
         "print(*registry.tasks())\n",
         tmp_path,
     )
-    assert set(rest.split()) == {"train", "distill", "sample", "purify", "evaluate"} - {task}
+    assert set(rest.split()) == {"train", "train-ebm", "distill", "sample", "purify", "evaluate"} - {task}
 
 
 @pytest.mark.parametrize(

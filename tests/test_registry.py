@@ -13,7 +13,14 @@ from gentk.errors import RecipeError
 from gentk.recipe import registry, store
 from gentk.recipe.schema import Head
 
-TASKS = {"train": "data", "distill": "teacher", "sample": "model", "purify": "data", "evaluate": "samples"}
+TASKS = {
+    "train": "data",
+    "train-ebm": "data",
+    "distill": "teacher",
+    "sample": "model",
+    "purify": "data",
+    "evaluate": "samples",
+}
 METHODS = [(task, method) for task in registry.tasks() for method in registry.methods(task)]
 
 
@@ -26,7 +33,7 @@ def test_every_task_has_a_help_line_a_subject_and_methods() -> None:
         assert registry.methods(task)
         assert registry.subject(task) == TASKS[task]
         module = registry.task_module(task)
-        assert module.__name__ == f"gentk.tasks.{task}"
+        assert module.__name__ == f"gentk.tasks.{task.replace('-', '_')}"
         assert registry.subject(task) == module.SUBJECT, "read from the text, it must be what the module says"
         assert issubclass(module.Recipe, Head)
         assert TASKS[task] in module.Recipe.model_fields

@@ -33,7 +33,7 @@ EnergyOf = Callable[[Tensor], Tensor]
 
 
 class Contrast(NamedTuple):
-    """`loss` (B,) to differentiate; energies of the data and of the negatives, (B,), detached."""
+    """`loss` (B,) to differentiate; energies of the data and of the negatives (their mean), (B,), with their graph."""
 
     loss: Tensor
     positive: Tensor
@@ -57,7 +57,7 @@ def ranking(
     gaps = values[0] - values[1:]
     if w:
         gaps = torch.cat([torch.full_like(gaps[:1], math.log(w)), gaps])
-    return Contrast(gaps.logsumexp(0) - math.log(m), values[0].detach(), values[1:].detach().mean(0))
+    return Contrast(gaps.logsumexp(0) - math.log(m), values[0], values[1:].mean(0))
 
 
 def contrast(energy: EnergyOf, x: Tensor, negatives: Tensor) -> Contrast:
@@ -67,7 +67,7 @@ def contrast(energy: EnergyOf, x: Tensor, negatives: Tensor) -> Contrast:
     on E (contrastive divergence) it lacks the term that runs through the chain, and does not vanish at the truth.
     """
     values = energy(torch.cat([x, negatives.detach()])).reshape(2, len(x))
-    return Contrast(values[0] - values[1], values[0].detach(), values[1].detach())
+    return Contrast(values[0] - values[1], values[0], values[1])
 
 
 def one_step(energy: EnergyOf, x: Tensor, sigma: Tensor | float, xi: Tensor, *, antithetic: bool = False) -> Contrast:
@@ -88,7 +88,7 @@ def one_step(energy: EnergyOf, x: Tensor, sigma: Tensor | float, xi: Tensor, *, 
     noised = energy(torch.cat([x.detach() + s * each for each in shifts])).reshape(len(shifts), len(x)).mean(0)
     tau = s.reshape(-1) ** 2
     loss = 2 * (clean - noised) / tau + grad.square().flatten(1).sum(1) / 2
-    return Contrast(loss, clean.detach(), noised.detach())
+    return Contrast(loss, clean, noised)
 
 
 def posterior(
