@@ -22,6 +22,7 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
   task=${recipe%%/*}
   case $task in
     train | distill) cut=("${quick[@]}"); ! grep -Eq '^(measure|base):' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0) ;;
+    train-ebm) cut=("${quick[@]}" --set measure.n=100 --set measure.preview=0 --set measure.longer=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;
     purify) cut=(--quiet -n 4 --steps 2 --eot 2 --eval-draws 2 --set attack.queries=4 --set sweep.images=2) ;;
