@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Section)
 SUBJECT = "model"
 
-_DONE_BY = {"denoiser": "_drawing", "generator": "_drawing", "target": "_chains", "comparison": "_comparing"}
+_DONE_BY = {
+    "denoiser": "_drawing",
+    "generator": "_drawing",
+    "target": "_chains",
+    "energy": "_energies",
+    "comparison": "_comparing",
+}
 
 
 class Recipe(Head, Generic[M]):
