@@ -21,7 +21,7 @@ FLOORS = (
     ("processes",),
     ("losses", "solvers"),
     ("attacks",),
-    ("targets",),
+    ("targets", "operators"),
     ("attacks", "defences"),
     ("data",),
     ("metrics",),
