@@ -4,8 +4,8 @@
     python benchmarks/ebm_images.py --out images.json --table
 
 The same U-Net energy with the same noise levels for both, `--seconds` of CPU time on one thread each (wall time
-would measure what else the machine does). Both are time-dependent: denoising is Tweedie's formula at the noise's level. Models
-go to `--keep`, as files that `gentk sample annealed-langevin --model FILE` and `gentk evaluate ood` take.
+would measure what else the machine does). Both are time-dependent: denoising is Tweedie's formula at the noise's level.
+Models go to `--keep`, as files that `gentk sample annealed-langevin --model FILE` and `gentk evaluate ood` take.
 """
 
 from __future__ import annotations

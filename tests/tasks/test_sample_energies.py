@@ -81,7 +81,7 @@ def test_chains_of_images(tmp_path: Path) -> None:
 
 
 def test_annealed_langevin_is_the_same_in_any_batch(tmp_path: Path) -> None:
-    """On N(c, 1 + t^2) samples end near N(c, 1); sample k does not depend on the batch, nor on where counting begins."""
+    """On N(c, 1 + t^2) samples end near N(c, 1); sample k is the same in any batch."""
     model = write_energy(tmp_path / "e.safetensors", MLP, (2,), (0.05, 3.0))
     found = []
     for name, words in {"a": ["--seeds", "0-599"], "b": ["--seeds", "100-199", "--set", "batch=30"]}.items():
