@@ -103,7 +103,7 @@ def _work(run: Run, where: torch.device) -> None:
     found = Findings(_answered(recipe, bench, "clean", bench.x, None))
     draws = recipe.scoring.draws if bench.victim.random else 1
     found.purify_ms = 1000 * (time.perf_counter() - begun) / (len(bench) * draws * recipe.votes)
-    found.bare["clean"] = _bare(bench, bench.x)
+    found.bare["clean"] = _bare(recipe, bench, bench.x)
     wanted, found.missing = ((), {}) if recipe.stored else names(recipe, bench.victim)
     for name, why in found.missing.items():
         run.warn(f"attack {name} left out: {why}")
@@ -120,7 +120,7 @@ def _work(run: Run, where: torch.device) -> None:
             row = _answered(recipe, bench, each.name, each.x.to(where), each)
             found.rows.append(row)
             if each.name == "blind":
-                found.bare["blind"] = _bare(bench, each.x.to(where))
+                found.bare["blind"] = _bare(recipe, bench, each.x.to(where))
             run.log.text(f"{each.name}: {_showing.percent(float(row.scores[_RULE].mean()))} in {each.seconds:.0f} s")
     _sweep(run, bench, found, where)
     _write(run, bench, found)
@@ -139,9 +139,10 @@ def _answered(recipe: Any, bench: Bench, name: str, x: Tensor, by: Made | None) 
 
 
 @torch.no_grad()  # a measurement
-def _bare(bench: Bench, x: Tensor) -> float:
+def _bare(recipe: Any, bench: Bench, x: Tensor) -> float:
     """The share that the undefended classifier gets right."""
-    return float((bench.bare.net(x).argmax(1) == bench.y).double().mean())
+    answers = torch.cat([bench.bare.net(part).argmax(1) for part in x.split(recipe.attack.chunk)])
+    return float((answers == bench.y).double().mean())
 
 
 def _sweep(run: Run, bench: Bench, found: Findings, where: torch.device) -> None:
