@@ -89,14 +89,18 @@ class Showing:
             longer=longer,
         )
 
-    @torch.no_grad()  # a measurement
     def _energies(self) -> dict[str, float]:
-        """Energies of held-out data beside those of uniform points in the data's box: which must lie higher (T7)."""
+        """Energies of held-out data beside those of uniform points in the data's box, which must lie higher (T7).
+
+        With the root mean square of the score at the held-out data, whose growth tells of divergence before the loss.
+        """
         x = self.fit.test.batch(torch.arange(min(1000, len(self.fit.test))))[0].to(self.fit.where)
         low, high = x.amin(0), x.amax(0)
         box = low + (high - low) * torch.rand(x.shape, generator=rng.generator(self.fit.recipe.seed, "box")).to(x)
-        inside, outside = self.net(x), self.net(box)
-        return {"energy_test": float(inside.mean()), "energy_box": float(outside.mean())}
+        with torch.no_grad():  # a measurement
+            inside, outside = self.net(x), self.net(box)
+        score = self.net.score(x).square().mean().sqrt()
+        return {"energy_test": float(inside.mean()), "energy_box": float(outside.mean()), "score_test": float(score)}
 
     def _plane(self) -> tuple[dict[str, float], dict[str, Image]]:
         """KL(p | q) where p is known, the range of energies on the data's box, and both densities as maps."""
