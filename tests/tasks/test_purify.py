@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -244,6 +245,17 @@ def test_masking_is_flagged_and_answered_by_the_surrogate() -> None:
 )
 def test_what_it_refuses(words: tuple[object, ...], code: int, said: str) -> None:
     refused(code, said, "purify", "one-shot", *words, "--dry-run")
+
+
+def test_autoattack_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its standard version is refused for a defence with noise; without its library it says so before anything runs."""
+    words = ("purify", "one-shot", "--attack", "autoattack", "--dry-run")
+    refused(2, "`standard` AutoAttack is for defences without noise", *words, "--set", "attack.version=standard")
+    if importlib.util.find_spec("torchattacks") is None and importlib.util.find_spec("autoattack") is None:
+        refused(3, "torchattacks cannot be imported", *words)
+        refused(3, "torchattacks cannot be imported", "purify", "none", "--attack", "torchattacks:FGSM", "--dry-run")
+    monkeypatch.setattr(suite, "absent", lambda name: "")
+    assert "attacks: blind, autoattack" in done(*words).stdout
 
 
 def test_parts_that_do_not_fit(tmp_path: Path) -> None:

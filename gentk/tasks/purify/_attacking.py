@@ -16,6 +16,7 @@ from gentk.attacks import stored, suite
 from gentk.attacks.victim import Victim
 from gentk.engine.run import Run
 from gentk.errors import GentkError, MissingAsset, RecipeError
+from gentk.recipe import extras
 from gentk.tasks.purify._bench import Bench, plan
 
 
@@ -34,12 +35,22 @@ def names(recipe: Any, victim: Victim) -> tuple[tuple[str, ...], dict[str, str]]
     """The attacks to run, and those that cannot run here with the reason.
 
     `blind` is always among them: on the bare classifier its images must succeed, or the attack itself is at fault.
+    Raises MissingAsset for the library of an attack that was asked for by name, RecipeError for what it cannot do.
     """
-    if recipe.attack.name == "none":
+    name = recipe.attack.name
+    if recipe.attack.version == "standard" and victim.random and name in ("autoattack", "suite"):
+        raise RecipeError(
+            "attack.version: `standard` AutoAttack is for defences without noise, this one draws some",
+            hint="leave it out, or attack.version=rand: gradients are then averaged over the noise",
+        )
+    if name == "none":
         return (), {}
-    if recipe.attack.name != "suite":
-        own = (recipe.attack.name,)
-        return (own if "blind" not in victim.modes or own == ("blind",) else ("blind", *own)), {}
+    if name != "suite":
+        if why := suite.absent(name):
+            raise MissingAsset(why)
+        if name.startswith("torchattacks:"):
+            extras.load("torchattacks", "robust")
+        return ((name,) if "blind" not in victim.modes or name == "blind" else ("blind", name)), {}
     wanted = suite.suite(victim)
     missing = {name: why for name in wanted if (why := suite.absent(name))}
     if recipe.threat.norm != "linf":

@@ -141,7 +141,7 @@ def _answered(recipe: Any, bench: Bench, name: str, x: Tensor, by: Made | None) 
 @torch.no_grad()  # a measurement
 def _bare(recipe: Any, bench: Bench, x: Tensor) -> float:
     """The share that the undefended classifier gets right."""
-    answers = torch.cat([bench.bare.net(part).argmax(1) for part in x.split(recipe.attack.chunk)])
+    answers = torch.cat([bench.bare.net(part).argmax(1) for part in torch.split(x, recipe.attack.chunk)])
     return float((answers == bench.y).double().mean())
 
 
