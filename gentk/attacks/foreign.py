@@ -39,7 +39,7 @@ class AsModule(nn.Module):
         """Images x (B, C, H, W) in [0, 1] -> logits (B, classes) of the next draw."""
         tape = self.victim.tape(torch.arange(len(x)), self.seed, self.calls)
         self.calls += 1
-        return self.victim.logits(x, tape, self.grad)
+        return self.victim.logits(x, tape, self.grad).to(x.dtype)
 
 
 @contextlib.contextmanager

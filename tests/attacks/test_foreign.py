@@ -20,7 +20,7 @@ from gentk.attacks.autoattack import answers_differ, autoattack
 from gentk.attacks.ball import Ball
 from gentk.attacks.foreign import AsModule, fingerprint, undisturbed
 from gentk.attacks.suite import Plan, absent, attack, suite
-from gentk.attacks.victim import Undefended
+from gentk.attacks.victim import Grad, Tape, Undefended
 from gentk.errors import MissingAsset, RecipeError, RunFailed
 from tests.attacks.victims import Linear, Noisy, Rounding, digits, trained
 
@@ -39,6 +39,17 @@ def test_each_call_is_another_draw_whatever_the_library_seeds() -> None:
     assert not torch.equal(answers[1], answers[2])
     again = AsModule(Noisy(trained(), 10, 0.3), seed=0)
     assert torch.equal(again(x[:4]), answers[0])
+
+
+def test_libraries_get_the_type_that_they_gave() -> None:
+    """Trap 18: a defence that answers in float64 stops FAB, and AutoAttack with it."""
+
+    class Double(Undefended):
+        def logits(self, x: Tensor, tape: Tape, grad: Grad = "full") -> Tensor:
+            return super().logits(x, tape, grad).double()
+
+    _, _, x, _ = digits()
+    assert AsModule(Double(trained(), 10), 0)(x[:2]).dtype == torch.float32
 
 
 def test_no_train_mode_reaches_the_victim() -> None:
