@@ -94,7 +94,10 @@ def build(
         centre = torch.zeros(shape)
     else:
         if len(shape) != 3 or shape[1] != shape[2]:
-            raise RecipeError(f"net.name: `{section.name}` takes square images, the data has shape {shape}")
+            raise RecipeError(
+                f"net.name: `{section.name}` takes square images, the data has shape {shape}",
+                hint="points: --recipe train-ebm/dcd/points-rings --data NAME, whose net is energy-mlp",
+            )
         halvings = len(section.multipliers) - 1
         if shape[1] % 2**halvings:
             raise RecipeError(
