@@ -191,6 +191,34 @@ def test_curves(tmp_path: Path) -> None:
     refused(2, "no noise level to vary", "purify", "none", *FEW, "--set", "sweep={t_star: [0.4]}", "--out", "x")
 
 
+def test_curves_go_on_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (
+        "purify",
+        "one-shot",
+        *FEW,
+        "--attack",
+        "none",
+        "--set",
+        "sweep={eps: [0.0, 0.1, 0.3], images: 4}",
+        "--out",
+    )
+    done(*words, "whole")
+    calls, attack = [], suite.attack
+
+    def killed(*a: Any) -> Any:
+        calls.append(a[5].ball.eps)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return attack(*a)
+
+    monkeypatch.setattr(_measuring, "attack", killed)
+    refused(75, "stopped by SIGTERM", *words, "part")
+    done(*words, "part")
+    assert calls == [0.0, 0.1, 0.3, 0.3]
+    assert result("part")["curves"] == result("whole")["curves"]
+    assert not Path("part/parts").exists()
+
+
 @pytest.mark.parametrize("method", ["purify-pp", "scoreopt-o", "scoreopt-n", "diffpure", "one-step"])
 def test_every_defence_runs(method: str) -> None:
     quick = ("--set", "method.steps=3") if method in ("purify-pp", "diffpure") else ()

@@ -62,7 +62,7 @@ def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], No
     """The images of an attack: from disk where this run has made them, else attacked now; `told(n)` per batch."""
     recipe, folder = run.job.recipe, run.folder
     settings = plan(recipe)
-    stamp = json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)
+    stamp = _stamp(run)
     whole = folder / "adversarial" / f"{_slug(name)}.safetensors"
     before = _kept(whole, stamp)
     if before is not None:
@@ -93,6 +93,41 @@ def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], No
     stored.save(whole, joined)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return _back(name, joined)
+
+
+class Cells:
+    """The points of a run's curves that are done, kept on disk from one process to the next."""
+
+    def __init__(self, run: Run) -> None:
+        self._path = run.folder / "parts" / "curves.json"
+        self._found: dict[str, Any] = {"stamp": _stamp(run), "cells": {}}
+        try:
+            before = json.loads(self._path.read_text("utf-8"))
+            if before["stamp"] == self._found["stamp"]:
+                self._found = before
+        except (OSError, ValueError, KeyError, TypeError):  # none, or one that broke off: made again
+            pass
+
+    def get(self, key: str, value: float) -> dict[str, float] | None:
+        """The shares at one value of a key; None where it is still to be done."""
+        shares: dict[str, float] | None = self._found["cells"].get(f"{key}={value!r}")
+        return shares
+
+    def put(self, key: str, value: float, shares: dict[str, float]) -> None:
+        """Keeps them."""
+        self._found["cells"][f"{key}={value!r}"] = shares
+        self._path.parent.mkdir(exist_ok=True)
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._found), "utf-8")
+        temporary.replace(self._path)
+
+    def clear(self) -> None:
+        """All are done and in the result."""
+        shutil.rmtree(self._path.parent, ignore_errors=True)
+
+
+def _stamp(run: Run) -> str:
+    return json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)
 
 
 def again(recipe: Any, bench: Bench) -> Iterator[Made]:

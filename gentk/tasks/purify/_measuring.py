@@ -22,13 +22,13 @@ from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
 from gentk.errors import RecipeError
-from gentk.metrics.intervals import Interval
+from gentk.metrics.intervals import Interval, wilson
 from gentk.metrics.robustness import Flag, Scores, accuracy, denominators, flags, minimum, scores
 from gentk.recipe.attacking import disjoint_seeds
 from gentk.recipe.registry import method_module
 from gentk.recipe.stamp import versions
 from gentk.tasks.purify import _showing
-from gentk.tasks.purify._attacking import Made, again, located, made, names
+from gentk.tasks.purify._attacking import Cells, Made, again, located, made, names
 from gentk.tasks.purify._bench import Bench, build, files, plan
 
 _RULE = "average"  # the rule of the figures that carry no other's name
@@ -151,28 +151,38 @@ def _sweep(run: Run, bench: Bench, found: Findings, where: torch.device) -> None
     section, few = recipe.sweep, bench.first(min(recipe.sweep.images, len(bench)))
     masked = getattr(method_module("purify", recipe.method.name), "MASKED", False)
     usual = "surrogate" if masked else "pgd-eot" if bench.victim.random else "pgd"
-    name = section.attack or usual
+    name, level = section.attack or usual, recipe.scoring.level
     cells = [(key, value) for key in ("eps", "eot", "steps", "t_star") for value in getattr(section, key)]
     if not cells:
         return
+    done = Cells(run)
     with Progress(len(cells), len(few), label=f"curves, {name}", quiet=run.job.quiet) as progress:
         for i, (key, value) in enumerate(cells, start=1):
-            of, settings = few, plan(recipe)
-            if key == "t_star":
-                kind = "t0" if hasattr(recipe.method, "t0") else "t_star"
-                if not hasattr(recipe.method, kind):
-                    raise RecipeError(f"sweep.t_star: `{recipe.method.name}` has no noise level to vary")
-                of = build(recipe, where, **{kind: value}).first(len(few))
-            else:
-                settings = plan(recipe, **{key: value})
-            moved = attack(name, of.victim, of.x, of.y, of.ids, settings)
-            row = _answered(recipe, of, name, moved.x, None)
-            found.curves.setdefault(key, []).append((value, accuracy(row.scores[_RULE], level=recipe.scoring.level)))
-            if key == "t_star":
-                clean = _answered(recipe, of, "clean", of.x, None)
-                kept = accuracy(clean.scores[_RULE], level=recipe.scoring.level)
-                found.curves.setdefault("t_star, clean", []).append((value, kept))
+            shares = done.get(key, value)
+            if shares is None:
+                shares = _cell(recipe, few, name, key, value, where)
+                done.put(key, value, shares)
+            for curve, share in shares.items():
+                found.curves.setdefault(curve, []).append((value, wilson(share * len(few), len(few), level=level)))
             progress.update(i)
+    done.clear()
+
+
+def _cell(recipe: Any, few: Bench, name: str, key: str, value: float, where: torch.device) -> dict[str, float]:
+    """The share right at one value of a key, by the curve's name; for t*, which costs clean images too, both."""
+    of, settings = few, plan(recipe)
+    if key == "t_star":
+        kind = next((k for k in ("t_star", "t0") if hasattr(recipe.method, k)), None)
+        if kind is None:
+            raise RecipeError(f"sweep.t_star: `{recipe.method.name}` has no noise level to vary")
+        of = build(recipe, where, **{kind: value}).first(len(few))
+    else:
+        settings = plan(recipe, **{key: value})  # type: ignore[arg-type]  # eot and steps are integers in the recipe
+    moved = attack(name, of.victim, of.x, of.y, of.ids, settings)
+    shares = {key: float(_answered(recipe, of, name, moved.x, None).scores[_RULE].mean())}
+    if key == "t_star":
+        shares["t_star, clean"] = float(_answered(recipe, of, "clean", of.x, None).scores[_RULE].mean())
+    return shares
 
 
 def _flags(found: Findings) -> tuple[Flag, ...]:
