@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gentk.tasks.train_ebm._fitting import Fitting
 
 _SHOWN = 100  # images in a picture
-_POINTS = 2000
+_POINTS = 1000
 _DENOISED = 500  # test images
 _PANEL = 32
 
@@ -44,7 +44,7 @@ class Showing:
     def glance(self) -> Result:
         """Along the way: samples, landscape, the distance of few samples, KL in the plane."""
         chains = self._chains()
-        shown = chains(_POINTS if self.plane else _SHOWN, self.fit.recipe.seed)
+        shown = chains(_POINTS if self.plane else _SHOWN, self.fit.recipe.seed, batch=self.section.batch)
         figures = self._judge().glance(chains, self.fit.recipe.seed) if self.fit.recipe.measure else {}  # type: ignore[arg-type]
         extra, drawn = self._plane() if self.plane else ({}, {})
         return Result(figures | extra, drawn | {"samples": picture({"samples": shown})})
@@ -61,7 +61,7 @@ class Showing:
                 long = self._chains(section.longer)
                 samples = rounded(long(section.n, seed, batch=section.batch))
                 figures["fd_long"] = frechet(moments(judge.extract(all_of(self.data))), moments(judge.extract(samples)))
-                short = chains(_POINTS if self.plane else _SHOWN, seed)
+                short = chains(_POINTS if self.plane else _SHOWN, seed, batch=section.batch)
                 drawn["long chains"] = picture(
                     {"chains": short, f"{1 + section.longer} x as long": samples[: len(short)]}
                 )
