@@ -18,9 +18,11 @@ SUBJECT = "model"
 _DONE_BY = {
     "denoiser": "_drawing",
     "generator": "_drawing",
+    "sampler": "_implicit",
     "target": "_chains",
     "energy": "_energies",
     "comparison": "_comparing",
+    "forecaster": "_forecasting",
 }
 
 
@@ -51,7 +53,12 @@ class Recipe(Head, Generic[M]):
 def run(job: Job) -> Outcome:
     """Draws the samples of the job's recipe into its run folder."""
     from gentk.recipe.registry import method_module
+    from gentk.recipe.stamp import read_header
+    from gentk.recipe.store import model_path
 
     kind = method_module("sample", job.recipe.method.name).KIND
+    if kind == "generator" and not job.recipe.model.startswith("targets:"):
+        kind = read_header(model_path(job.recipe.model))["kind"]  # one-step draws from samplers of densities too
+        kind = kind if kind == "sampler" else "generator"
     outcome: Outcome = importlib.import_module(f"gentk.tasks.sample.{_DONE_BY[kind]}").execute(job)
     return outcome

@@ -39,7 +39,7 @@ def write(run: Run, samples: Tensor, labels: Tensor | None, facts: dict[str, Any
         temporary.replace(folder / "samples.npz")
     if "safetensors" in recipe.save:
         replace_tensors(folder / "samples.safetensors", tensors, {"seed": str(recipe.seed), "first": str(recipe.first)})
-    if "grid" in recipe.save:
+    if "grid" in recipe.save and (image or samples.shape[1] == 2):
         pictures.save(picture({"samples": samples[:_IN_GRID]}), folder / "samples" / "grid.png")
     if "png" in recipe.save:
         (folder / "png").mkdir(exist_ok=True)
