@@ -22,7 +22,7 @@ FLOORS = (
     ("losses", "solvers"),
     ("attacks",),
     ("targets", "operators"),
-    ("attacks", "defences"),
+    ("attacks", "defences", "restoring"),
     ("data",),
     ("metrics",),
     ("engine",),
