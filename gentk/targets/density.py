@@ -30,7 +30,8 @@ class Density:
     `shape` is what one draw looks like, of D numbers in all: (D,) or an image's. `exact(n, gen)` draws (n, D), None
     where nobody can. `centres` (K, D) are modes whose masses can be told apart. `constrain` takes points to the
     parameters that the user's function knows, (N, D) -> (N, D). `estimate(gen)` is a log-density of fewer rows whose
-    score is right in the mean. `middle` (D,) and `spread` are where the mass is and how wide, as far as it is known.
+    score is right in the mean. `noised(t)` is the log-density of draws with N(0, t^2 I) added, t within `levels`.
+    `middle` (D,) and `spread` are where the mass is and how wide, as far as it is known.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Density:
     centres: Tensor | None = None
     constrain: Callable[[Tensor], Tensor] | None = None
     estimate: Callable[[Generator], LogProb] | None = None
+    noised: Callable[[float], LogProb] | None = None
+    levels: tuple[float, float] | None = None
     middle: Tensor | None = None
     spread: float = 1.0
 
@@ -104,14 +107,20 @@ def _energy(section: Section, name: str, where: torch.device | str) -> Density:
     if level is not None and not model.header.get("levels"):
         raise RecipeError(f"target.level: `{name}` is a static energy, it has no noise levels", hint="leave it out")
 
-    def log_prob(x: Tensor) -> Tensor:
+    def log_prob(x: Tensor, t: float | None = level) -> Tensor:
         x = x.reshape(-1, *shape)
-        return cast(Tensor, -net(x) if level is None else -net(x, level))
+        return cast(Tensor, -net(x) if t is None else -net(x, t))
 
-    middle, spread = None, 1.0
+    middle, spread, noised, levels = None, 1.0, None, None
     if isinstance(net, Energy):  # the mean and the deviation of the data that it learned from
-        middle, spread = net.centre.expand(shape).reshape(-1).clone(), float(net.sd)
-    return Density(section.name, "energy", shape, log_prob, middle=middle, spread=spread)
+        middle, spread, levels = net.centre.expand(shape).reshape(-1).clone(), float(net.sd), net.levels
+        if levels is not None:
+            spread = math.hypot(spread, level or levels[0])
+
+            def noised(t: float) -> LogProb:
+                return lambda x: log_prob(x, t)
+
+    return Density(section.name, "energy", shape, log_prob, noised=noised, levels=levels, middle=middle, spread=spread)
 
 
 def _function(section: Section, module: str, name: str) -> Density:

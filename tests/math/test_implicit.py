@@ -233,6 +233,17 @@ def test_i7_the_noise_of_score_matching_narrows_the_optimum(sigma: float, stated
     assert agrees(gradient(m, a, lambda x: implicit.kl(score, target, x)), exact)
 
 
+def test_i7_noise_on_both_sides_does_not_narrow_it() -> None:
+    """KL of N(m, a^2 + sigma^2) to N(0, 1 + sigma^2): d/da = a / (1 + sigma^2) - a / (a^2 + sigma^2), 0 at a = 1."""
+    sigma = 0.5
+    for m, a in ((0.5, 0.7), (0.0, 1.0)):
+        variance = a * a + sigma * sigma
+        exact = (m / (1 + sigma**2), a / (1 + sigma**2) - a / variance)
+        score, target = gaussian_score(m, variance), gaussian_score(0, 1 + sigma**2)
+        found = gradient(m, a, lambda x: implicit.kl(score, target, x), noised=sigma * noise(N, 1, seed=5))  # noqa: B023
+        assert agrees(found, exact)
+
+
 def test_i8_linear_score_matching_finds_the_smoothed_score_and_is_noisy_for_small_sigma() -> None:
     x = 0.5 + 0.7 * noise(N, 1, seed=7)
     eps = noise(N, 1, seed=8)

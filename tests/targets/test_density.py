@@ -218,3 +218,43 @@ def test_every_target_that_ships_passes_the_probe() -> None:
             ask(density(Target(name=name)), scale=3.0)
     for name in ("logistic:synthetic", "logistic:breast-cancer"):
         ask(density(Target(name=name)), scale=0.3)
+
+
+def test_energies_are_targets_with_their_data_s_place_and_levels(tmp_path: Path) -> None:
+    from gentk.nets import energy, weights
+    from gentk.recipe.networks import EnergyConv, EnergyMlp
+
+    for section, shape, levels in (
+        (EnergyMlp(name="energy-mlp", width=16, depth=2), (2,), None),
+        (EnergyConv(name="energy-conv", width=8, multipliers=(1,)), (1, 4, 4), (0.1, 2.0)),
+    ):
+        data = 0.7 * torch.randn(200, *shape, generator=torch.Generator().manual_seed(0)) + 0.3
+        net = energy.build(section, shape=shape, levels=levels, data=data)
+        header = {
+            "kind": "energy",
+            "net": section.model_dump(mode="json"),
+            "levels": levels,
+            "data": {"name": "toy", "shape": list(shape), "classes": 0},
+        }
+        path = tmp_path / f"{section.name}.safetensors"
+        weights.save(path, net, header)
+        found = density(Target(name=f"ebm:{path}"))
+        assert (found.kind, found.shape) == ("energy", shape)
+        x = torch.randn(5, found.dim, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(found.log_prob(x), -net(x.reshape(5, *shape)))
+        assert found.middle is not None
+        assert found.middle.mean() == pytest.approx(0.3, abs=0.1)
+        assert found.spread == pytest.approx(0.7, abs=0.1)
+        ask(found)
+        if levels is None:
+            assert found.noised is None
+            with pytest.raises(RecipeError, match="static energy"):
+                density(Target(name=f"ebm:{path}", level=0.5))
+        else:
+            assert found.noised is not None
+            torch.testing.assert_close(found.noised(0.5)(x), -net(x.reshape(5, *shape), 0.5))
+            torch.testing.assert_close(
+                density(Target(name=f"ebm:{path}", level=0.5)).log_prob(x), -net(x.reshape(5, *shape), 0.5)
+            )
+    with pytest.raises(MissingAsset):
+        density(Target(name="ebm:nowhere"))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gentk.engine import rng
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
-from gentk.errors import RunFailed
+from gentk.errors import RecipeError, RunFailed
 from gentk.losses import implicit
 from gentk.losses.implicit import Field
 from gentk.nets.implicit import Sampler, Score
@@ -78,6 +78,8 @@ class Implicit:
     def __init__(self, recipe: Any, where: torch.device, force: Force) -> None:
         self.recipe, self.config, self.where, self.force = recipe, recipe.method, where, force
         self.density = density(recipe.target, where)
+        self.smooth = getattr(recipe.method, "smooth", False)
+        self._check_smooth()
         middle, root = coordinates(self.density, recipe.method)
         torch.manual_seed(recipe.seed)  # the initial weights
         dim = self.density.dim
@@ -95,6 +97,23 @@ class Implicit:
         self.judge = Judge(recipe, self.density, sampler, where) if recipe.measure else None
         self._clock: tuple[float, int] | None = None  # when this process began, and at which step
         self._apart = 0.0  # seconds of it that were not training
+
+    def _check_smooth(self) -> None:
+        if not self.smooth:
+            return
+        of, config = self.density, self.config
+        if of.noised is None or of.levels is None:
+            raise RecipeError(
+                f"method.smooth: `{of.name}` is not known with noise added", hint="an energy of several levels"
+            )
+        unit = config.scale * of.spread
+        ends = [unit * sigma for sigma in (config.sigma, config.sigma_end or config.sigma)]
+        if config.anneal or not of.levels[0] <= min(ends) <= max(ends) <= of.levels[1]:
+            raise RecipeError(
+                f"method.smooth: noise of {ends[0]:.3g} to {ends[1]:.3g} must lie within the energy's levels, "
+                f"{of.levels[0]:g} to {of.levels[1]:g}, and without a bridge",
+                hint="--set method.anneal=0, and other method.sigma and sigma_end",
+            )
 
     def phases(self, step: int) -> Iterator[Phase]:
         """Updates of the score, in rounds until Stein's identity holds for it, then of the sampler; or no more."""
@@ -137,6 +156,9 @@ class Implicit:
         log_q: LogProb = self.density.log_prob
         if self.density.estimate is not None:
             log_q = self.density.estimate(gen)
+        if self.smooth:
+            assert self.density.noised is not None
+            log_q = self.density.noised(self.sigma(step) * float(self.sampler.root[0]))
 
         def log_prob(y: Tensor) -> Tensor:
             value = lam * log_q(place(y))
@@ -164,7 +186,10 @@ class Implicit:
         def loss(batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
             y = self._draws(batch.n, gen)
             self._guard(step, y.detach())
-            push = Push(self.score, self.target(step, gen), y.detach(), self.sigma(step), self.done(step))
+            at, sigma = y.detach(), self.sigma(step)
+            if self.smooth:  # KL of the two noised laws: its gradient in y is that in y + sigma eps
+                at = at + sigma * torch.randn(at.shape, generator=gen, device=self.where)
+            push = Push(self.score, self.target(step, gen), at, sigma, self.done(step))
             along, cut = implicit.clipped(self.force(push, gen), self.config.clip)
             figures = {"force": along.square().sum(1).mean().sqrt(), "clipped": cut.float().mean()}
             return implicit.pushed(y, along).mean(), figures | {"lam": torch.tensor(self.lam(step))}

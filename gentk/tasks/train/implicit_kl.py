@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from gentk.tasks.train import SamplerSettings
 from gentk.tasks.train import TargetRecipe as Recipe
 
@@ -22,6 +24,11 @@ class Config(SamplerSettings):
     """Settings of KL training."""
 
     name: Literal["implicit-kl"]
+    smooth: bool = Field(
+        False,
+        description="noised draws against the energy of as much noise (ebm of several levels): no bias from sigma, "
+        "which falls from `sigma` to `sigma_end`",
+    )
 
 
 def build(recipe: Any, where: torch.device) -> Trainable:
