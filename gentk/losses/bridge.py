@@ -22,6 +22,8 @@ from torch import Tensor
 
 from gentk.processes.linear import Linear, share
 
+_LEAST = 1e-2  # the smallest variance that Heun's 200 steps follow
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -96,8 +98,10 @@ def gaussian(variance: Tensor, process: Linear, zeta: float, *, steps: int = 200
     No network and no samples: V_t = alpha^2 variance + sigma^2 has the score -z / V, the backward variance S solves
     dS/du = 2 beta (1/2 - a - 1/V) S + beta from S = 1 (Heun's method, `steps` steps even in time), and
     a <- integral of beta (S / V + a S - zeta) / integral of beta S, until it moves by less than 1e-8 or `most` times.
-    At zeta = 1 the process then ends in the prior: V_1 = 1. `process` gives beta; its rates are not used.
+    At zeta = 1 the process then ends in the prior: V_1 = 1. `process` gives beta; its rates are not used. A
+    variance below 0.01 is taken for 0.01: there a is near 0 at zeta = 1, and the equation is stiff.
     """
+    variance = variance.clamp_min(_LEAST)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=variance.device)
     b, beta, h = process.integral(t), process.beta(t), 1 / steps
     a = torch.zeros_like(variance)

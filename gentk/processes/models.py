@@ -20,6 +20,7 @@ from torch import nn
 from gentk import nets
 from gentk.errors import GentkError, RecipeError
 from gentk.nets import energy
+from gentk.nets.causal import CausalScore
 from gentk.nets.weights import load_into
 from gentk.processes import schedules
 from gentk.processes.denoiser import Denoiser
@@ -27,6 +28,7 @@ from gentk.processes.linear_denoiser import LinearDenoiser
 from gentk.recipe import schema
 from gentk.recipe.linear import Betas, Drift
 from gentk.recipe.networks import EnergyNet
+from gentk.recipe.series import Series
 from gentk.recipe.stamp import read_header
 from gentk.recipe.store import model_path
 
@@ -72,9 +74,9 @@ def _section(kind: Any, value: Any, place: str) -> Any:
 def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
     """The model that `ref` (registry name, run folder or file) stands for, on device `where`.
 
-    Denoisers and generators come as `Denoiser`, bridges as `LinearDenoiser`, energies as `Energy`, classifiers as their
-    network. Raises MissingAsset or RecipeError when there is none, GentkError when the file is damaged or holds another
-    architecture, RecipeError for another kind.
+    Denoisers and generators come as `Denoiser`, bridges and forecasters as `LinearDenoiser`, energies as `Energy`,
+    classifiers as their network. Raises MissingAsset or RecipeError when there is none, GentkError when the file is
+    damaged or holds another architecture, RecipeError for another kind.
     """
     path = model_path(ref)
     header = read_header(path)
@@ -97,8 +99,15 @@ def _network(header: dict[str, Any], path: Path) -> nn.Module:
     if header["kind"] == "energy":
         levels = None if header["levels"] is None else (min(header["levels"]), max(header["levels"]))
         return energy.build(_section(EnergyNet, header["net"], place), shape=tuple(data["shape"]), levels=levels)
-    net = nets.build(_section(schema.Net, header["net"], place), shape=tuple(data["shape"]), classes=data["classes"])
-    if header["kind"] == "bridge":  # its matrix and the data's moments are in the file beside the network
+    section = _section(schema.Net, header["net"], place)
+    if header["kind"] == "forecaster":
+        windows, d = _section(Series, header["series"], f"{path}: header: series"), data["shape"][0]
+        net: nn.Module = CausalScore(
+            dim=d, features=windows.features(d), hidden=windows.hidden, width=section.width, blocks=section.blocks
+        )
+    else:
+        net = nets.build(section, shape=tuple(data["shape"]), classes=data["classes"])
+    if header["kind"] in ("bridge", "forecaster"):  # the matrix and the data's moments are in the file as well
         process = header["process"]
         betas = _section(Betas, process["betas"], f"{path}: header: betas")
         drift = _section(Drift, process["drift"], f"{path}: header: drift")
