@@ -26,6 +26,8 @@ _OWN: dict[str, Any] = {
     "purify": (purifying.OPTIONS, purifying.understood),
 }
 
+_USUAL = {"purify": "purify-pp"}  # the method of a command that names none
+
 app = typer.Typer(
     name="gentk",
     no_args_is_help=True,
@@ -97,6 +99,7 @@ def _recipe(task: str, method: str | None, recipe: str | None, sets: list[str], 
     if recipe is not None:
         path = store.find(recipe)
     else:
+        method = method or _USUAL.get(task)
         if method is None:
             raise RecipeError(f"gentk {task}: which method?", hint=f"methods: {', '.join(registry.methods(task))}")
         registry.method_module(task, method)  # says what is close when there is no such method

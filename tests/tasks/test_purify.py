@@ -275,6 +275,12 @@ def test_what_it_refuses(words: tuple[object, ...], code: int, said: str) -> Non
     refused(code, said, "purify", "one-shot", *words, "--dry-run")
 
 
+def test_the_bare_command_is_purify_pp() -> None:
+    """`gentk purify --attack ...` needs no method; with a recipe, the recipe's counts."""
+    assert "purify-pp (8 NFE)" in done("purify", "--attack", "bpda", "--dry-run").stdout
+    assert "one-shot (1 NFE)" in done("purify", "--recipe", "one-shot/digits", "--dry-run").stdout
+
+
 def test_autoattack_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its standard version is refused for a defence with noise; without its library it says so before anything runs."""
     words = ("purify", "one-shot", "--attack", "autoattack", "--dry-run")
