@@ -150,6 +150,17 @@ def test_a_victim_without_noise_is_asked_once() -> None:
     assert asked == [9] * 3
 
 
+@pytest.mark.parametrize("name", ["pgd-eot", "square", "frozen"])
+def test_the_callers_randomness_and_the_networks_gradients_are_left_alone(name: str) -> None:
+    _, _, x, y = digits()
+    victim = Noisy(trained(), 10, 0.1)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    attack(name, victim, x[:4], y[:4], IDS[:4], Plan(Ball("linf", 0.1), 2, 0.05, eot=2, restarts=2, queries=3))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None and not p.requires_grad for p in victim.net.parameters())
+
+
 # --- knowledge --------------------------------------------------------------------------------------------------------
 
 

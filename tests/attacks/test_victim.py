@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gentk.attacks.victim import Tape, Undefended, in_range
 from gentk.errors import RecipeError
+from gentk.nets.image_classifier import ImageClassifier
+from gentk.nets.small_classifiers import ReluMlp
 
 IDS = torch.arange(4000)
 
@@ -116,6 +118,20 @@ def test_a_classifier_in_train_mode_is_refused() -> None:
     with pytest.raises(RecipeError, match="`1` is in train mode") as e:
         Undefended(net, 3)
     assert "eval()" in e.value.hint
+
+
+def test_normalisation_is_inside_and_once() -> None:
+    """Trap 11: budget and gradient are in units of [0, 1], and the answers are the classifier's own."""
+    backbone = ReluMlp((12, 3)).eval()
+    net = ImageClassifier(backbone, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.5)).eval()
+    victim, x = Undefended(net, 3), torch.rand(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    inner = x.clone().requires_grad_(True)
+    logits = victim.logits(inner, victim.tape(IDS[:5], 0))
+    scaled = (x - net.mean) / net.std
+    torch.testing.assert_close(logits, backbone(scaled))
+    (g,) = torch.autograd.grad(logits[:, 0].sum(), inner)
+    torch.testing.assert_close(g, (backbone[0].weight[0].reshape(3, 2, 2) / net.std).expand_as(x))
+    assert float((backbone((scaled - net.mean) / net.std) - logits).detach().abs().max()) > 0.1  # control: twice
 
 
 @pytest.mark.parametrize(

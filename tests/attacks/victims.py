@@ -99,4 +99,5 @@ def trained(adversarial: float = 0.0, width: int = 16, steps: int = 250) -> nn.M
         optimiser.zero_grad()
         F.cross_entropy(net(moved.detach()), label).backward()
         optimiser.step()
+    net.zero_grad(set_to_none=True)
     return net.eval().requires_grad_(False)
