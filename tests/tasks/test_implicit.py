@@ -267,6 +267,11 @@ def test_the_command_leaves_a_sampler_figures_and_pictures(tmp_path: Path) -> No
 
 
 def test_the_subject_of_these_methods_is_a_target(tmp_path: Path) -> None:
+    assert registry.subjects("train")[0] == registry.subject("train") == registry.subject("train", "denoiser") == "data"
+    assert "target" in registry.subjects("train")
+    for method in ("implicit-kl", "implicit-fisher"):
+        assert registry.subject("train", method) == registry.method_module("train", method).SUBJECT == "target"
+        assert "target" in registry.recipe_schema("train", method).model_fields
     said = CliRunner().invoke(app, ["train", "implicit-kl", "--data", "digits"])
     assert said.exit_code == 2
     assert "works on a target" in said.stderr
@@ -278,3 +283,34 @@ def test_the_subject_of_these_methods_is_a_target(tmp_path: Path) -> None:
     assert "works on a data" in said.stderr
     with pytest.raises(RecipeError, match="no score"):
         build("checkerboard")
+
+
+def test_smoothing_compares_noised_draws_with_the_energy_of_as_much_noise() -> None:
+    """Of N(0.5, 1) known at every noise level: the force is that of the two noised laws, and sigma must fit."""
+    method = build("normal", method_={"anneal": 0.0, "sigma": 0.5, "clip": None})
+
+    def noised(t: float) -> Any:
+        return lambda x: -(x - 0.5).square().sum(1) / (2 * (1 + t * t))
+
+    for name, value in (("noised", noised), ("levels", (0.1, 2.0))):
+        object.__setattr__(method.density, name, value)
+    method.smooth = True
+    method._check_smooth()
+    method.config = method.config.model_copy(update={"sigma": 5.0})
+    with pytest.raises(RecipeError, match="must lie within the energy's levels"):
+        method._check_smooth()
+    method.config = method.config.model_copy(update={"sigma": 0.5})
+    y = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(method.target(0, torch.Generator())(y), (0.5 - y) / 1.25)
+    *_, phase = method.phases(0)
+    with torch.no_grad():
+        method.score.net[-1].bias.zero_()
+    loss, figures = phase.loss(Batch(4096), torch.Generator().manual_seed(0))
+    # S of N(0, 1.25) is exact at the start (1 / (1 + sigma^2) of its own sigma, 0.5), the target is 0.5 off:
+    # u = -y / 1.25 - (0.5 - y) / 1.25 = -0.4 in each coordinate, whatever the noise
+    assert float(figures["force"].detach()) == pytest.approx(2**0.5 * 0.4, rel=1e-4)
+    plain = build("normal", method="implicit-kl")
+    plain.smooth = True
+    with pytest.raises(RecipeError, match="not known with noise"):
+        plain._check_smooth()
+    assert loss.requires_grad
