@@ -31,7 +31,8 @@ class Density:
     where nobody can. `centres` (K, D) are modes whose masses can be told apart. `constrain` takes points to the
     parameters that the user's function knows, (N, D) -> (N, D). `estimate(gen)` is a log-density of fewer rows whose
     score is right in the mean. `noised(t)` is the log-density of draws with N(0, t^2 I) added, t within `levels`.
-    `middle` (D,) and `spread` are where the mass is and how wide, as far as it is known.
+    `logistic` is what a posterior is made of. `middle` (D,) and `spread` are where the mass is and how wide, as far as
+    it is known.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Density:
     levels: tuple[float, float] | None = None
     middle: Tensor | None = None
     spread: float = 1.0
+    logistic: Logistic | None = None
 
     @property
     def dim(self) -> int:

@@ -33,7 +33,9 @@ class SamplerSettings(Section):
     whiten: Literal["auto", "laplace", "none"] = Field(
         "auto", description="coordinates y: laplace: mode and inverse Hessian; auto: that for posteriors"
     )
-    scale: PositiveFloat = Field(1.0, description="widens y's unit: how far from its middle the sampler starts out")
+    scale: PositiveFloat = Field(
+        1.0, description="y's unit where nothing is whitened: how far from its middle the sampler starts out"
+    )
     anneal: Annotated[float, Field(ge=0, le=0.7)] = Field(
         0.6, description="part of the training in which the target is bridged from N(0, I) in y to itself; 0: none"
     )
@@ -64,8 +66,8 @@ class SamplerMeasure(Section):
 
     n: Annotated[int, Field(ge=200)] = Field(2000, description="draws compared by distances, of each side")
     draws: Annotated[int, Field(ge=200)] = Field(10_000, description="draws for moments, masses and times")
-    reference: Literal["auto", "hmc", "none"] = Field(
-        "auto", description="what draws are compared with; auto: exact ones where there are any, else HMC"
+    reference: Literal["auto", "hmc", "nuts", "none"] = Field(
+        "auto", description="auto: exact draws where there are any, else HMC; nuts: by blackjax, of logistic:..."
     )
     chains: PositiveInt = Field(64, description="chains of the reference")
     rounds: PositiveInt = Field(

@@ -260,5 +260,5 @@ def coordinates(of: Density, config: Any) -> tuple[Tensor, Tensor]:
     middle = torch.zeros(of.dim) if of.middle is None else of.middle.float().cpu()
     if config.whiten == "laplace" or (config.whiten == "auto" and of.kind == "posterior"):
         found = laplace.fit(of.log_prob, middle)
-        return found.mode.float(), config.scale * found.root.float()
+        return found.mode.float(), found.root.float()  # whose unit is the target's own width
     return middle, torch.full((of.dim,), config.scale * of.spread)

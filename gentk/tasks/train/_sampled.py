@@ -14,6 +14,7 @@ from torch import Tensor
 from gentk.engine import pictures, rng
 from gentk.engine.method import Result
 from gentk.engine.pictures import chart, scatter
+from gentk.errors import RecipeError
 from gentk.losses.implicit import score_of
 from gentk.metrics import reference as references
 from gentk.metrics import sampled
@@ -50,7 +51,17 @@ class Judge:
             return None
         if kind == "auto" and self.density.exact is not None:
             return Reference(self.density.exact(self.section.draws + 2 * self.section.n, gen), "exact")
-        return self.chains if self.chains.converged else None
+        found = self._nuts() if kind == "nuts" else self.chains
+        return found if found.converged else None
+
+    def _nuts(self) -> Reference:
+        from gentk.metrics.nuts import nuts  # an optional package
+
+        if self.density.logistic is None:
+            raise RecipeError(
+                f"measure.reference: nuts knows logistic:..., not `{self.density.name}`", hint="measure.reference=hmc"
+            )
+        return nuts(self.density.logistic, self.seed)
 
     @functools.cached_property
     def chains(self) -> Reference:
@@ -114,6 +125,9 @@ class Judge:
         figures |= self._metropolis(x[:n], y[:n])
         if ref.by != "exact":
             figures |= {"reference_r_hat": ref.r_hat, "reference_ess": ref.ess}
+        if ref.by == "NUTS":
+            figures["nuts_ms_per_1000"] = 1e6 * ref.seconds_per_draw
+            figures["nuts_over_sampler"] = ref.seconds_per_draw / seconds
         return figures, shown
 
     def _race(self, training: float, seconds: float) -> dict[str, float]:
