@@ -160,6 +160,20 @@ def test_stored_images_are_answered_again() -> None:
     )
 
 
+def test_two_defences_are_compared_image_by_image() -> None:
+    """`gentk evaluate compare` pairs them; other images or another threat are refused."""
+    for name, method in (("a", "one-shot"), ("b", "none")):
+        done("purify", method, *FEW, "--attack", "pgd", "--out", name)
+    said = done("evaluate", "compare", "a", "b", "--out", "cmp").stdout
+    a, b = (result(name)["attacks"]["pgd"]["accuracy"]["average"][0] for name in ("a", "b"))
+    assert f"pgd {a:.5g} - {b:.5g} = {a - b:.3g}" in said
+    assert "paired samples, bootstrap" in said
+    done("purify", "none", *FEW, "--attack", "pgd", "--eps", 0.1, "--out", "c")
+    refused(2, "threat.eps is 0.2 in one and 0.1 in the other", "evaluate", "compare", "a", "c")
+    done("purify", "none", *FEW, "--attack", "pgd", "--subset-seed", 4, "--out", "d")
+    refused(2, "images is", "evaluate", "compare", "a", "d")
+
+
 def test_short_options_are_keys_of_the_recipe() -> None:
     words = ("--eps", "8/255", "--norm", "l2", "--grad", "bpda", "--restarts", 2, "--votes", 3, "--attack-seed", 5)
     done("purify", "one-shot", *FEW, *words, "--eval-seed", 6, "--subset-seed", 7, "--attack", "pgd", "--out", "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import resource
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -222,6 +224,7 @@ def _write(run: Run, bench: Bench, found: Findings) -> None:
     adaptive = any(row.made and row.made.knowledge in ("full", "surrogate", "frozen") for row in found.rows)
     remarks = _showing.remarks(recipe, found, raised, adaptive=adaptive, random=bench.victim.random)
     table = _showing.table(found, level)
+    paired = _paired(found)
     result = {
         "claim": "robust accuracy under the attacks tried: an upper bound" + ("" if adaptive else "; non-adaptive"),
         "threat": _threat(recipe, bench, found),
@@ -238,15 +241,45 @@ def _write(run: Run, bench: Bench, found: Findings) -> None:
         "purify_ms": found.purify_ms,
         "nfe": bench.victim.nfe,
         "peak_memory_mb": _peak(bench.x.device),
+        # What `gentk evaluate compare RUN RUN` needs to subtract two defences image by image.
+        "figures": {name: float(score.mean()) for name, score in paired.items()},
+        "n": len(bench),
+        "comparable": _comparable(recipe, bench),
+        "values": {name: {"unit": "sample", "shared": 0.0} for name in paired},
         "inputs": run.info["inputs"],
         "versions": versions(),
     }
     (run.folder / "result.json").write_text(json_text(result, indent=1), encoding="utf-8")
+    with (run.folder / "values.npz").open("wb") as file:
+        arrays: dict[str, Any] = {name: score.numpy() for name, score in paired.items()}
+        np.savez(file, **arrays)
     (run.folder / "answer.txt").write_text(_showing.answer(table, remarks) + "\n", encoding="utf-8")
     (run.folder / "images.csv").write_text(_per_image(bench, found, plan(recipe).ball), encoding="utf-8")
     for name, picture in _showing.drawn(recipe, bench, found).items():
         pictures.save(picture, run.folder / "samples" / f"{name}.png")
     run.update(metrics=_figures(found), remarks=remarks, table=table)
+
+
+def _paired(found: Findings) -> dict[str, Tensor]:
+    """Scores of each image by the name of the figure that is their mean."""
+    pairs = {"clean": found.clean.scores[_RULE]} | {row.name: row.scores[_RULE] for row in found.rows}
+    if found.rows:
+        pairs |= {"robust" if rule == _RULE else f"robust_{rule}": s for rule, s in found.least.items()}
+    return pairs
+
+
+def _comparable(recipe: Any, bench: Bench) -> dict[str, Any]:
+    """What must be alike for two figures to mean the same."""
+    attack = recipe.attack.model_dump(mode="json", exclude={"name", "chunk"})
+    images = hashlib.sha256(bench.ids.numpy().tobytes()).hexdigest()[:12]
+    return {
+        "data": recipe.data.name,
+        "split": recipe.split,
+        "images": images,
+        "threat": recipe.threat.model_dump(mode="json"),
+        "attack": attack,
+        "draws": recipe.scoring.draws,
+    }
 
 
 def _threat(recipe: Any, bench: Bench, found: Findings) -> dict[str, Any]:
