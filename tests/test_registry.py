@@ -19,6 +19,7 @@ TASKS = {
     "distill": "teacher",
     "sample": "model",
     "purify": "data",
+    "restore": "data",
     "evaluate": "samples",
 }
 METHODS = [(task, method) for task in registry.tasks() for method in registry.methods(task)]

@@ -25,6 +25,13 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
     train-ebm) cut=("${quick[@]}" --set measure.n=100 --set measure.preview=0 --set measure.longer=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;
+    restore)
+      cut=(--quiet -n 4 --steps 3)
+      if grep -q '^train:' "$recipes/$recipe.yaml"; then
+        cut=("${quick[@]}" --set method.warmup=1 --set method.prior_steps=0 --set held.n=8 --set held.preview=0)
+        ! grep -q '^measure:' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0)
+      fi
+      ;;
     purify) cut=(--quiet -n 4 --steps 2 --eot 2 --eval-draws 2 --set attack.queries=4 --set sweep.images=2) ;;
   esac
   echo "-- gentk $task --recipe $recipe"

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from gentk import __version__
-from gentk.cli import console, doctor, measuring, models, options, purifying, recipes, runs, sampling
+from gentk.cli import console, doctor, measuring, models, options, purifying, recipes, restoring, runs, sampling
 from gentk.errors import RecipeError
 from gentk.recipe import registry
 
@@ -24,6 +24,7 @@ _OWN: dict[str, Any] = {
     "sample": (sampling.OPTIONS, sampling.understood),
     "evaluate": (measuring.OPTIONS, measuring.understood),
     "purify": (purifying.OPTIONS, purifying.understood),
+    "restore": (restoring.OPTIONS, restoring.understood),
 }
 
 _USUAL = {"purify": "purify-pp"}  # the method of a command that names none

@@ -92,9 +92,11 @@ def read(name: str, shape: tuple[int, ...], corner: tuple[int, int]) -> Tensor:
     if not path.is_file():
         raise MissingAsset(f"operator.mask: {path}: no such file", hint=".npz with the key `mask`, .npy or a picture")
     try:
-        if path.suffix in (".npz", ".npy"):
-            held = np.load(path, allow_pickle=False)
-            values = held if path.suffix == ".npy" else held["mask"]
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as held:
+                values = held["mask"]
         else:
             with Image.open(path) as picture:
                 values = np.asarray(picture.convert("L"))

@@ -1,0 +1,109 @@
+"""Data of which only measurements exist: image k has one y for ever, with its own mask and its own noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gentk import data, operators
+from gentk.data import DataSet, Split
+from gentk.engine import rng
+from gentk.operators import Operator
+from gentk.operators.masks import Masked
+
+_FOR_MOMENTS = 4096  # measurements that mean and variance are taken from
+_FLOOR = 0.1  # least deviation of a pixel in the warm-up's prior: data in [-1, 1] hold whole rows of one value
+
+
+class Corrupted:
+    """A split as the loop sees it: `batch(index)` -> measurements float32 (n, *measured), and `index` for labels.
+
+    The clean images are read to be measured, and kept for figures only.
+    """
+
+    def __init__(self, recipe: Any, split: Split, where: torch.device) -> None:
+        self.clean: DataSet = data.load(recipe.data, split)
+        self.recipe, self.split, self.where = recipe, split, where
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one clean sample."""
+        return self.clean.shape
+
+    def __len__(self) -> int:
+        """The number of measurements."""
+        return len(self.clean)
+
+    def operator(self, index: Tensor) -> Operator:
+        """The operator of these images, as it was when they were measured."""
+        gens = [rng.generator(self.recipe.seed, "operator", self.split, k) for k in index.tolist()]
+        return operators.build(self.recipe.operator, self.shape, gens, where=str(self.where))
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The measurements of these images, the same at every call; and their index."""
+        x, _ = self.clean.batch(index)
+        op = self.operator(index)
+        purpose = f"measurement of {self.split}"
+        eps = [rng.noise(self.recipe.seed, k, 1, op.measured, purpose=purpose) for k in index.tolist()]
+        return operators.measure(op, x.to(self.where), self.recipe.sigma, torch.cat(eps).to(self.where)), index
+
+    def first(self, n: int) -> tuple[Tensor, Operator, Tensor]:
+        """The first n measurements, their operator, and the clean images."""
+        index = torch.arange(min(n, len(self)))
+        return self.batch(index)[0], self.operator(index), self.clean.batch(index)[0].to(self.where)
+
+
+class Moments:
+    """Mean and variance (shape) of the images, guessed from measurements: the warm-up's prior and the first guess.
+
+    Per pixel where y has the image's shape, over the images that show it; else one number for all pixels. The noise's
+    variance is taken off; a pixel that nobody shows has the mean of the others.
+    """
+
+    def __init__(self, held: Corrupted, sigma: float) -> None:
+        y, op, _ = held.first(_FOR_MOMENTS)
+        if op.measured == op.shape:
+            kept = op.seen(torch.ones_like(y))
+            n = kept.sum(0)
+            mean = (y * kept).sum(0) / n.clamp_min(1)
+            variance = ((y - mean).square() * kept).sum(0) / n.clamp_min(1) - sigma**2
+            shown = n > 1
+            self.mean = torch.where(shown, mean, mean[shown].mean())
+            self.variance = torch.where(shown, variance, variance[shown].mean()).clamp_min(_FLOOR**2)
+        else:
+            view = operators.shown(op, y)
+            self.mean = torch.full(op.shape, float(view.mean()), device=view.device)
+            self.variance = torch.full_like(self.mean, max(float(view.var()) - sigma**2, _FLOOR**2))
+        self.sigma, self.r = sigma, float(self.variance.mean().sqrt())
+
+    def guess(self, op: Operator, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the posterior under N(mean, r^2), r^2 the mean variance: (B, *shape) twice."""
+        mean = self.mean.expand(len(y), *op.shape)
+        base = mean + operators.regularised(op, op.seen(y - op(mean)), self.r, self.sigma)
+
+        def left(s: Tensor) -> Tensor:
+            return 1 / (1 / self.r**2 + s**2 / self.sigma**2)
+
+        if isinstance(op, Masked):  # its own values are the pixels'
+            return base, op.spectral(torch.ones_like(base), left).sqrt()
+        probe = torch.randint(0, 2, op.shape, generator=torch.Generator().manual_seed(0)).to(base) * 2 - 1
+        mean_left = (op.spectral(probe[None], left)[0] * probe).mean()  # of the diagonal, by one random vector of signs
+        return base, mean_left.clamp_min(1e-8).sqrt().expand_as(base)
+
+
+def context(op: Operator, y: Tensor) -> Tensor:
+    """What the flow is told: y in the image's shape and, for images, where something is measured."""
+    view = operators.shown(op, y)
+    if view.dim() == 2:
+        return view
+    seen = (
+        op.seen(torch.ones_like(y)).amax(1, keepdim=True) if op.measured == op.shape else torch.ones_like(view[:, :1])
+    )
+    return torch.cat([view, seen.expand(len(view), 1, *view.shape[2:])], 1)
+
+
+def width(shape: tuple[int, ...]) -> int:
+    """Channels (or numbers) of the context."""
+    return shape[0] + (len(shape) == 3)

@@ -1,0 +1,50 @@
+"""Learn a clean prior and a one-pass restorer together, from measurements alone (FlowDiff, arXiv:2407.11162)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from gentk.recipe.schema import LogNormal, Section, Times
+from gentk.tasks.restore import Learning as Recipe
+
+if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
+    import torch
+
+    from gentk.engine.method import Trainable
+
+__all__ = ["Config", "Recipe", "build"]
+
+DONE_BY = "_learning"
+
+
+class Config(Section):
+    """Settings of the method. The paper's own could not be had: the weights are those of the likelihood."""
+
+    name: Literal["flowdiff"]
+    sigma_data: PositiveFloat = Field(0.5, description="deviation of the clean data, for the denoiser's scaling")
+    noise: Times = Field(LogNormal(name="lognormal"), description="law of the noise level that the denoiser learns at")
+    lambda_data: NonNegativeFloat = Field(1.0, description="weight of |y - H x|^2 / (2 sigma^2)")
+    lambda_prior: NonNegativeFloat = Field(1.0, description="weight of the denoiser's bound of -log p(x)")
+    lambda_entropy: NonNegativeFloat = Field(1.0, description="weight of the flow's log-determinant; 0: it collapses")
+    warmup: NonNegativeInt = Field(200, description="first steps: the flow alone, with a Gaussian prior")
+    prior_steps: NonNegativeInt = Field(200, description="next steps: the denoiser alone, on the flow's draws")
+    finetune: NonNegativeInt = Field(0, description="last steps: the denoiser alone again")
+    sigma_min: PositiveFloat = Field(0.05, description="smallest noise level of the bound, -log p is taken at it")
+    sigma_max: PositiveFloat = Field(10.0, description="its largest")
+    repeats: PositiveInt = Field(2, description="noise levels per draw in the bound")
+    through: bool = Field(True, description="gradient through the denoiser; false: score distillation, biased here")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Config:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min: {self.sigma_min:g} is not below sigma_max: {self.sigma_max:g}")
+        return self
+
+
+def build(recipe: Any, where: torch.device) -> Trainable:
+    """The method, ready to train on device `where`."""
+    from gentk.tasks.restore._flowdiff import FlowDiff
+
+    return FlowDiff(recipe, where)

@@ -1,0 +1,244 @@
+"""`gentk restore flowdiff`: its phases and what each moves, measurements that never change, resume, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gentk import operators
+from gentk.engine.method import Batch
+from gentk.recipe import registry
+from gentk.tasks.restore import _flowdiff, _learning
+from gentk.tasks.restore._corrupted import Corrupted, Moments, context
+from gentk.tasks.restore._flowdiff import FlowDiff
+from tests.tasks.test_sample_evaluate import done, gentk, info, refused
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "task": "restore",
+    "about": "a test",
+    "size": "smoke",
+    "data": {"name": "digits"},
+    "operator": {"name": "inpaint"},
+    "sigma": 0.1,
+    "net": {"name": "unet", "width": 8, "multipliers": (1, 2), "blocks": 1},
+    "flow": {"name": "glow", "levels": 2, "steps": 1, "width": 8, "features": 4},
+    "method": {"name": "flowdiff", "warmup": 2, "prior_steps": 1, "finetune": 1, "repeats": 2},
+    "ema": {"half_life": 100},
+    "train": {"steps": 6, "batch": 8, "log_every": 1, "checkpoint_every": 3},
+    "held": {"n": 6, "draws": 4, "preview": 0},
+}
+
+
+def recipe(**own: Any) -> Any:
+    sections = {k: SMALL[k] | v if isinstance(v, dict) and k in SMALL else v for k, v in own.items()}
+    return registry.recipe_schema("restore", "flowdiff")(**(SMALL | sections))
+
+
+def points(**own: Any) -> Any:
+    return recipe(**{
+        "data": {"name": "points:ring8", "points": 300},
+        "net": None, "flow": None,
+    } | own)  # fmt: skip
+
+
+def batch(method: FlowDiff, n: int = 8) -> Batch:
+    y, index = method.data.batch(torch.arange(n))
+    return Batch(n, y, index)
+
+
+def gen() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_measurements_never_change_and_are_the_operators() -> None:
+    """Image k has one y and one mask, whatever the batch; the noise is sigma where something is kept."""
+    held = Corrupted(recipe(), "train", CPU)
+    y, index = held.batch(torch.tensor([3, 50, 7]))
+    again, _ = held.batch(torch.tensor([7, 3]))
+    assert torch.equal(y[[2, 0]], again)
+    assert index.tolist() == [3, 50, 7]
+    many = torch.arange(400)
+    y, _ = held.batch(many)
+    clean, _ = held.clean.batch(many)
+    op = held.operator(many)
+    kept = op(torch.ones_like(clean)) > 0
+    assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert float((y - clean)[kept].std()) == pytest.approx(0.1, rel=0.03)
+    assert float(y[~kept].abs().max()) == 0
+    test = Corrupted(recipe(), "test", CPU)
+    assert not torch.equal(test.operator(many[:3]).adjoint(torch.ones(3, 1, 8, 8)), op.adjoint(torch.ones_like(y))[:3])
+
+
+def test_moments_are_those_of_the_clean_images() -> None:
+    """Per pixel, from half of them and with the noise's variance taken off; and the guess is the Gaussian posterior."""
+    held = Corrupted(recipe(sigma=0.3), "train", CPU)
+    found = Moments(held, 0.3)
+    clean, _ = held.clean.batch(torch.arange(len(held)))
+    assert float((found.mean - clean.mean(0)).abs().max()) < 0.12  # 700 of each pixel: 4 deviations of the mean
+    assert float((found.variance - clean.var(0).clamp_min(0.01)).abs().max()) < 0.15
+    y, op, _ = held.first(5)
+    base, deviation = found.guess(op, y)
+    kept = op(torch.ones_like(y)) > 0
+    r, mean = found.r, found.mean.expand_as(y)
+    torch.testing.assert_close(base[~kept], mean[~kept])
+    torch.testing.assert_close(base[kept], (mean + r**2 / (r**2 + 0.09) * (y - mean))[kept])
+    torch.testing.assert_close(deviation[~kept], torch.full_like(deviation[~kept], r))
+    torch.testing.assert_close(deviation[kept], torch.full_like(deviation[kept], (1 / (1 / r**2 + 1 / 0.09)) ** 0.5))
+    told = context(op, y)
+    assert torch.equal(told[:, :1], y)
+    assert torch.equal(told[:, 1:] > 0, kept)
+
+
+@pytest.mark.parametrize("name", ["noise", "blur", "downsample"])
+def test_other_operators_have_a_guess(name: str) -> None:
+    held = Corrupted(recipe(operator={"name": name}), "train", CPU)
+    found = Moments(held, 0.1)
+    y, op, clean = held.first(64)
+    base, deviation = found.guess(op, y)
+    assert base.shape == clean.shape
+    assert context(op, y).shape == (64, 2, 8, 8)
+    assert bool((deviation > 0).all())
+    error = float((base - clean).square().mean().sqrt())
+    assert error < float((operators.shown(op, y) - clean).square().mean().sqrt()) * 1.05
+    assert 0.3 * error < float(deviation.mean()) < 3 * error
+
+
+def test_the_schedule_and_what_every_phase_moves() -> None:
+    """Warm-up: the flow. Then the denoiser. Then both. Then the denoiser. The prior is its average and nothing else."""
+    method = FlowDiff(recipe(), CPU)
+    names = [[phase.name for phase in method.phases(step)] for step in range(6)]
+    both = ["denoiser", "flow"]
+    assert names == [["warmup"], ["warmup"], ["denoiser"], both, both, ["denoiser"]]
+    assert {phase.nets for step in range(6) for phase in method.phases(step)} == {("flow",), ("denoiser",)}
+    for phase in method.phases(4):
+        for name, net in method.nets.items():
+            net.requires_grad_(name in phase.nets).zero_grad()
+        loss, parts = phase.loss(batch(method), gen())
+        loss.backward()
+        moved = {name for name, net in method.nets.items() if any(p.grad is not None for p in net.parameters())}
+        assert moved == set(phase.nets)
+        assert set(parts) == ({"data", "prior", "entropy"} if phase.name == "flow" else set())
+
+
+def test_the_flows_gradient_goes_through_the_prior() -> None:
+    """Trap 8: it is not silently 0, and another with the denoiser in another state."""
+    method = FlowDiff(recipe(method={"lambda_data": 0.0, "lambda_entropy": 0.0}), CPU)
+    phase = list(method.phases(4))[1]
+
+    def gradient() -> Tensor:
+        for name, net in method.nets.items():
+            net.requires_grad_(name == "flow").zero_grad()
+        phase.loss(batch(method), gen())[0].backward()
+        return torch.cat([p.grad.flatten() for p in method.nets["flow"].parameters() if p.grad is not None])
+
+    first = gradient()
+    assert float(first.norm()) > 0
+    with torch.no_grad():
+        for p in method.nets["prior"].parameters():
+            p.add_(0.1)
+    assert float((gradient() - first).norm()) > 0.01 * float(first.norm())
+
+
+def test_the_objective_is_the_weighted_sum_over_pixels() -> None:
+    """Terms by hand, with weights that are not 1; the entropy's sign is the one that keeps draws apart (trap 1)."""
+    weights = {"lambda_data": 0.5, "lambda_prior": 2.0, "lambda_entropy": 3.0}
+    method = FlowDiff(recipe(method=weights), CPU)
+    x = torch.randn(4, 1, 8, 8)
+    y, index = method.data.batch(torch.arange(4))
+    op = method.data.operator(index)
+    prior, logdet = torch.rand(4), torch.randn(4)
+    loss, parts = method._objective(op, y, x, prior, logdet)
+    data = (y - op(x)).square().sum((1, 2, 3)) / (2 * 0.1**2)
+    assert float(loss) == pytest.approx(float((0.5 * data + 2 * prior - 3 * logdet).mean()) / 64, rel=1e-5)
+    assert float(parts["entropy"]) == pytest.approx(float(logdet.mean()) / 64)
+    assert float(method._objective(op, y, x, prior, logdet + 1)[0]) < float(loss)
+
+
+def test_the_denoiser_sees_draws_and_not_means() -> None:
+    """Trap 2: two draws for one y differ by the flow's width."""
+    method = FlowDiff(recipe(), CPU)
+    one = batch(method)
+    a = method._drawn(one, gen())[0]
+    b = method._drawn(one, torch.Generator().manual_seed(1))[0]
+    assert float((a - b).detach().abs().mean()) > 0.2
+
+
+def test_the_prior_is_the_loops_average() -> None:
+    method = FlowDiff(recipe(), CPU)
+    start = [p.clone() for p in method.nets["prior"].parameters()]
+    for phase in method.phases(3):
+        if phase.name == "denoiser":
+            with torch.no_grad():
+                for p in method.nets["denoiser"].parameters():
+                    p.add_(1.0)
+    # two steps of the denoiser are behind it: 16 images, of which the ramp allows a half-life of 5 %
+    beta = 0.5 ** (8 / min(100, 0.05 * 16))
+    for p, before in zip(method.nets["prior"].parameters(), start, strict=True):
+        torch.testing.assert_close(p, before + (1 - beta), rtol=1e-4, atol=1e-5)
+
+
+def write(folder: Path, **own: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe(**own).model_dump(mode="json", exclude_unset=True)))
+    return path
+
+
+def test_a_run_stopped_between_is_the_run_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights bit for bit, the prior's too, which no optimiser moves; and everything that a run leaves."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, train={"sample_every": 3})
+    done("restore", "--recipe", path, "--out", "whole", "--quiet")
+    fit = _flowdiff.FlowDiff._fitting
+    calls: list[int] = []
+
+    def killed(self: FlowDiff, *a: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fit(self, *a)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_flowdiff.FlowDiff, "_fitting", killed)
+        assert gentk("restore", "--recipe", path, "--out", "part", "--quiet").exit_code != 0
+    done("restore", "--recipe", path, "--out", "part", "--quiet")
+    for name in ("flow", "prior"):
+        a, b = (load_file(f"{run}/export/{name}.safetensors") for run in ("whole", "part"))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    figures = info(Path("whole"))["metrics"]
+    assert {"psnr_mean", "psnr_draw", "psnr_measured", "coverage_90", "pairs_never_seen"} <= set(figures)
+    assert figures["pairs_never_seen"] == 0
+    assert Path("whole/samples/restored.png").exists()
+    rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
+    names = {name for row in rows for name in row}
+    assert {"warmup/data", "warmup/entropy", "flow/data", "flow/prior", "flow/entropy", "denoiser/loss"} <= names
+    done("sample", "heun", "--model", "whole/export/prior.safetensors", "-n", 4, "--nfe", 5, "--out", "drawn")
+
+
+def test_what_is_refused_and_what_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(2, "sigma: 0: the likelihood divides by it", "restore", "--recipe", write(tmp_path, sigma=0.0))
+    steps = write(tmp_path, train={"steps": 3})
+    refused(2, "the two would never meet", "restore", "--recipe", steps, "--out", "run")
+    assert "never seen" in " ".join(_learning.warnings(recipe(operator={"name": "box"})))
+    assert _learning.warnings(recipe()) == []
+
+
+def test_a_sigma_that_the_data_contradict_is_said() -> None:
+    """Trap 3: believed .9 where the measurements, of noise .1, vary by less in some direction."""
+    held = Corrupted(recipe(operator={"name": "noise"}, sigma=0.3), "train", CPU)
+    assert _learning._sigma(held) == []
+
+    class Believed:
+        recipe = recipe(operator={"name": "noise"}, sigma=0.9)
+        first = staticmethod(held.first)
+
+    (line,) = _learning._sigma(Believed())  # type: ignore[arg-type]
+    assert "sigma: 0.9 is too large" in line
