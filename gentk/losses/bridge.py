@@ -92,16 +92,32 @@ def descend(a: Tensor, moments: Moments, zeta: float, *, steps: int, rate: float
     return a
 
 
-def gaussian(variance: Tensor, process: Linear, zeta: float, *, steps: int = 200, most: int = 500) -> Tensor:
+def gaussian(variance: Tensor, process: Linear, zeta: float) -> Tensor:
     """Where the alternation ends for Gaussian data: a (groups,), one A for all times, of coordinates of `variance`.
 
-    No network and no samples: V_t = alpha^2 variance + sigma^2 has the score -z / V, the backward variance S solves
-    dS/du = 2 beta (1/2 - a - 1/V) S + beta from S = 1 (Heun's method, `steps` steps even in time), and
-    a <- integral of beta (S / V + a S - zeta) / integral of beta S, until it moves by less than 1e-8 or `most` times.
-    At zeta = 1 the process then ends in the prior: V_1 = 1. `process` gives beta; its rates are not used. A
-    variance below 0.01 is taken for 0.01: there a is near 0 at zeta = 1, and the equation is stiff.
+    At zeta = 1 the process ends in the prior, V_1 = alpha^2 variance + sigma^2 = 1, which is solved for D by bisection;
+    else the alternation is followed (`alternation`). A variance below 0.01 is taken for 0.01: there a is near 0 at
+    zeta = 1. `process` gives beta; its rates are not used.
     """
     variance = variance.clamp_min(_LEAST)
+    if zeta != 1:
+        return alternation(variance, process, zeta)
+    b = process.integral(torch.ones_like(variance))
+    low, high = torch.full_like(variance, -10.0), torch.full_like(variance, 100.0)
+    for _ in range(60):
+        rate = 0.5 * (low + high)
+        above = variance * torch.exp(-rate * b) + share(rate, b) > 1  # which falls with the rate
+        low, high = torch.where(above, rate, low), torch.where(above, high, rate)
+    return 0.5 * (1 - 0.5 * (low + high))
+
+
+def alternation(variance: Tensor, process: Linear, zeta: float, *, steps: int = 200, most: int = 500) -> Tensor:
+    """The alternation from A = 0 on Gaussian data, at most `most` times or until a moves by less than 1e-8.
+
+    No network and no samples: V_t = alpha^2 variance + sigma^2 has the score -z / V, the backward variance S solves
+    dS/du = 2 beta (1/2 - a - 1/V) S + beta from S = 1 (Heun's method, `steps` steps even in time, which need a variance
+    of 0.01 or more), and a <- integral of beta (S / V + a S - zeta) / integral of beta S.
+    """
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=variance.device)
     b, beta, h = process.integral(t), process.beta(t), 1 / steps
     a = torch.zeros_like(variance)

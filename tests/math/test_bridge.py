@@ -78,6 +78,9 @@ def test_g_fixed_points_of_the_alternation(column: int, zeta: float) -> None:
     process = Linear(Betas(), torch.ones(1, 4, dtype=F64), torch.ones(4, dtype=F64))
     variances = [*TABLE, 18.68**2]
     found = bridge.gaussian(torch.tensor(variances, dtype=F64), process, zeta)
+    if zeta == 1:  # by the end in the prior; the alternation itself comes there too
+        followed = bridge.alternation(torch.tensor(variances[:3], dtype=F64), process, zeta)
+        torch.testing.assert_close(found[:3], followed, rtol=0, atol=3e-4)
     for variance, a in zip(TABLE, found.tolist(), strict=False):
         wanted, end, drawn = TABLE[variance][column]
         assert a == pytest.approx(wanted, abs=2e-4)
@@ -121,7 +124,7 @@ def test_g_the_alternation_moves_from_zero_as_the_recursion_does() -> None:
     process, variance = denoiser.process, torch.tensor([64.0], dtype=F64)
     for k in range(1, 4):
         improve(denoiser, config(paths=20_000), k, torch.Generator().manual_seed(k))
-        wanted = bridge.gaussian(variance, process, 1.0, steps=1000, most=k)
+        wanted = bridge.alternation(variance, process, 1.0, steps=1000, most=k)
         assert float(denoiser.strength[0, 0]) == pytest.approx(float(wanted), abs=4e-3)
     assert abs(float(denoiser.strength[0, 0])) > 0.05
 
