@@ -178,7 +178,10 @@ class Implicit:
             with torch.no_grad():  # the score fits the sampler's draws as data; the sampler does not move here
                 y = self._draws(batch.n, gen)
             eps = torch.randn(y.shape, generator=gen, device=self.where)
-            return implicit.dsm(self.score, y, eps, sigma).mean(), {"waited": self.score.held[1].float()}
+            # each noise with its negative: of eps . S(y + sigma eps) only the change of S over the noise is left, so
+            # that the gradient's own noise does not grow as sigma falls
+            value = implicit.dsm(self.score, torch.cat([y, y]), torch.cat([eps, -eps]), sigma).mean()
+            return value, {"waited": self.score.held[1].float()}
 
         return loss
 
