@@ -84,16 +84,16 @@ def test_annealed_langevin_is_the_same_in_any_batch(tmp_path: Path) -> None:
     """On N(c, 1 + t^2) samples end near N(c, 1); sample k is the same in any batch."""
     model = write_energy(tmp_path / "e.safetensors", MLP, (2,), (0.05, 3.0))
     found = []
-    for name, words in {"a": ["--seeds", "0-599"], "b": ["--seeds", "100-199", "--set", "batch=30"]}.items():
+    for name, words in {"a": ["--seeds", "0-299"], "b": ["--seeds", "100-139", "--set", "batch=30"]}.items():
         code, answer, err = sample(
             "annealed-langevin", "--model", str(model), "--out", str(tmp_path / name), "--json", *words
         )
         assert code == 0, err
         found.append(np.load(tmp_path / name / "samples.npz")["samples"])
         assert json.loads(answer)["metrics"]["nfe"] == 151
-    np.testing.assert_allclose(found[0][100:200], found[1], rtol=1e-4, atol=1e-5)
-    assert np.allclose(found[0].mean(0), [1, -2], atol=5 / math.sqrt(600) + 0.05)
-    assert found[0].var(0).mean() == pytest.approx(1.0, rel=0.25)
+    np.testing.assert_allclose(found[0][100:140], found[1], rtol=1e-4, atol=1e-5)
+    assert np.allclose(found[0].mean(0), [1, -2], atol=5 / math.sqrt(300) + 0.05)
+    assert found[0].var(0).mean() == pytest.approx(1.0, rel=0.3)
 
 
 @pytest.mark.parametrize("by", ["mean", "mode"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import Any
@@ -95,7 +96,8 @@ def _draw(run: Run, model: Model, where: torch.device) -> None:
     assert energy.levels is not None
     levels = ladder(energy.levels, config.levels)
     spread, drawn, begun = math.sqrt(levels[0] ** 2 + float(energy.sd) ** 2), [], time.perf_counter()
-    each = len(levels) * config.steps
+    once = len(levels) * config.steps
+    each = once * (1 + config.longer)
     with Progress(each * math.ceil(recipe.n / recipe.batch), recipe.batch, quiet=run.job.quiet) as progress:
         for i, (first, count) in enumerate(batches(recipe.first, recipe.n, recipe.batch)):
             x = energy.centre + spread * starts(recipe.seed, first, count, model.shape).to(where)
@@ -103,17 +105,14 @@ def _draw(run: Run, model: Model, where: torch.device) -> None:
             def step(done: int, before: int = i * each) -> None:
                 progress.update(before + done, {})
 
+            def later(done: int, before: int = i * each + once) -> None:
+                progress.update(before + done, {})
+
             noise = rng.streams(recipe.seed, first, count, purpose="chain")
-            x = annealed_langevin.run(
-                energy.score,
-                x,
-                levels,
-                noise,
-                steps=config.steps,
-                step_size=config.step_size,
-                clean=config.clean,
-                each=step,
-            )
+            walk = functools.partial(annealed_langevin.run, energy.score, noise=noise, step_size=config.step_size)
+            x = walk(x, levels=levels, steps=config.steps, clean=config.clean and not config.longer, each=step)
+            if config.longer:
+                x = walk(x, levels=levels[-1:], steps=config.longer * once, clean=config.clean, each=later)
             if not bool(x.isfinite().all()):
                 raise RunFailed(
                     f"samples {first} to {first + count - 1} are not finite", hint="the energy has diverged"
