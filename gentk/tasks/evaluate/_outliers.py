@@ -72,7 +72,8 @@ def _other(name: str, inside: Tensor, recipe: Any, model: Model) -> Tensor:
             return noisy.clamp(-1, 1) if image else noisy
         case "uniform":
             low, high = (-1.0, 1.0) if image else (inside.amin(0), inside.amax(0))
-            return low + (high - low) * torch.rand(inside.shape, generator=gen)
+            uniform: Tensor = low + (high - low) * torch.rand(inside.shape, generator=gen)
+            return uniform
         case _:  # constant: each sample its own grey
             return (2 * torch.rand(len(inside), *(1,) * (inside.dim() - 1), generator=gen) - 1).expand_as(inside)
 
