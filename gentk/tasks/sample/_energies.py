@@ -28,7 +28,7 @@ from gentk.solvers import annealed_langevin
 from gentk.tasks.sample._files import write
 
 _FIELDS = ("nfe", "labels", "guidance", "guidance_interval", "threshold")
-_SHOWN = 32  # images in each panel
+_SHOWN = 36  # images in each panel
 
 
 def execute(job: Job) -> Outcome:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SHOWN = 100  # images in a picture
 _POINTS = 1000
 _DENOISED = 500  # test images
-_PANEL = 32
+_PANEL = 36
 
 
 class Showing:
