@@ -19,7 +19,7 @@ from gentk.attacks import stored, suite
 from gentk.nets.small_classifiers import TwoConv
 from gentk.recipe import load
 from gentk.tasks.purify import _measuring
-from gentk.tasks.purify._bench import build
+from gentk.tasks.purify._bench import build, seeds
 from tests.tasks.test_sample_evaluate import done, info, refused
 from tests.tasks.toys import VE, write_teacher
 
@@ -287,6 +287,17 @@ def test_masking_is_flagged_and_answered_by_the_surrogate() -> None:
 )
 def test_what_it_refuses(words: tuple[object, ...], code: int, said: str) -> None:
     refused(code, said, "purify", "one-shot", *words, "--dry-run")
+
+
+def test_the_seed_moves_everything_and_keeps_seeds_apart() -> None:
+    recipe = load.load("purify/one-shot/digits").recipe
+    assert seeds(recipe) == (0, 10_000, 0)
+    one, far = (recipe.model_copy(update={"seed": s}) for s in (1, 2**63 - 1))
+    assert seeds(one) == (1_000_003, 1_010_003, 1_000_003)
+    assert seeds(far).attack != seeds(far).scoring
+    assert 0 <= max(seeds(far)) < 2**62
+    done("purify", "one-shot", *FEW, "--attack", "none", "--seed", 1, "--out", "one")
+    assert result("one")["threat"]["seeds"] == {"attack": 1_000_003, "scoring": 1_010_003, "subset": 1_000_003}
 
 
 def test_the_bare_command_is_purify_pp() -> None:

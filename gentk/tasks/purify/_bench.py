@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def build(recipe: Any, where: torch.device, **own: Any) -> Bench:
     split = data.load(recipe.data, recipe.split)
     if split.kind != "image" or split.y is None:
         raise RecipeError(f"data.name: `{recipe.data.name}` has no labelled images to defend")
-    ids = _subset(len(split), recipe.scoring.images, recipe.scoring.subset_seed)
+    ids = _subset(len(split), recipe.scoring.images, seeds(recipe).subset)
     judge = classifiers.load(recipe.classifier, shape=split.shape, classes=split.classes, where=where)
     fitting(judge.classes, split.classes, judge.name, recipe.data.name)
     config = recipe.method.model_copy(update=own)
@@ -100,9 +100,23 @@ def plan(recipe: Any, *, eps: float | None = None, eot: int | None = None, steps
         grad=attack.grad,
         queries=attack.queries,
         version=attack.version,
-        seed=attack.seed,
+        seed=seeds(recipe).attack,
         chunk=attack.chunk,
     )
+
+
+class Seeds(NamedTuple):
+    """The seeds of the attack's draws, of the answers' draws and of the choice of images."""
+
+    attack: int
+    scoring: int
+    subset: int
+
+
+def seeds(recipe: Any) -> Seeds:
+    """The recipe's own three, moved together by its `seed`, so that they stay as different as they are."""
+    own = (recipe.attack.seed, recipe.scoring.seed, recipe.scoring.subset_seed)
+    return Seeds(*((each + 1_000_003 * recipe.seed) % 2**62 for each in own))
 
 
 def _subset(n: int, wanted: int | None, seed: int) -> Tensor:

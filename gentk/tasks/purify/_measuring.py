@@ -31,7 +31,7 @@ from gentk.recipe.registry import method_module
 from gentk.recipe.stamp import versions
 from gentk.tasks.purify import _showing
 from gentk.tasks.purify._attacking import Cells, Made, again, located, made, names
-from gentk.tasks.purify._bench import Bench, build, files, plan
+from gentk.tasks.purify._bench import Bench, build, files, plan, seeds
 
 _RULE = "average"  # the rule of the figures that carry no other's name
 _FULL = ("pgd-eot", "pgd")  # the attacks with the gradient of everything
@@ -131,10 +131,10 @@ def _work(run: Run, where: torch.device) -> None:
 def _answered(recipe: Any, bench: Bench, name: str, x: Tensor, by: Made | None) -> Answered:
     """The defence's answers on draws that no attack has seen."""
     scoring, chunk = recipe.scoring, recipe.attack.chunk
-    answers = predictions(bench.victim, x, bench.ids, seed=scoring.seed, draws=scoring.draws, chunk=chunk)
+    answers = predictions(bench.victim, x, bench.ids, seed=seeds(recipe).scoring, draws=scoring.draws, chunk=chunk)
     y, known = bench.y.cpu(), None
     if by is not None and by.knowledge == "frozen":
-        told = predictions(bench.victim, x, bench.ids, seed=recipe.attack.seed, draws=1, chunk=chunk)
+        told = predictions(bench.victim, x, bench.ids, seed=seeds(recipe).attack, draws=1, chunk=chunk)
         known = float((told[:, 0] == y).double().mean())
     right = (answers == y[:, None]).sum(1)
     return Answered(name, scores(answers, y, worst_of=scoring.worst_of), right, by, known)
@@ -270,14 +270,14 @@ def _paired(found: Findings) -> dict[str, Tensor]:
 
 def _comparable(recipe: Any, bench: Bench) -> dict[str, Any]:
     """What must be alike for two figures to mean the same."""
-    attack = recipe.attack.model_dump(mode="json", exclude={"name", "chunk"})
+    settings = recipe.attack.model_dump(mode="json", exclude={"name", "chunk", "seed"})
     images = hashlib.sha256(bench.ids.numpy().tobytes()).hexdigest()[:12]
     return {
         "data": recipe.data.name,
         "split": recipe.split,
         "images": images,
         "threat": recipe.threat.model_dump(mode="json"),
-        "attack": attack,
+        "attack": settings | {"seed": seeds(recipe).attack},
         "draws": recipe.scoring.draws,
     }
 
@@ -296,7 +296,7 @@ def _threat(recipe: Any, bench: Bench, found: Findings) -> dict[str, Any]:
         "rules": list(found.clean.scores),
         "votes": {"clean": recipe.votes, "robust": recipe.votes},
         "draws": scoring.draws,
-        "seeds": {"attack": recipe.attack.seed, "scoring": scoring.seed, "subset": scoring.subset_seed},
+        "seeds": seeds(recipe)._asdict(),
         "knowledge": {row.name: row.made.knowledge for row in found.rows if row.made},
         "attack": recipe.attack.model_dump(mode="json"),
     }

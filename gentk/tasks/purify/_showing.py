@@ -11,7 +11,7 @@ from PIL.Image import Image
 from gentk.engine import pictures
 from gentk.metrics.intervals import Interval
 from gentk.metrics.robustness import Flag, Scores, accuracy
-from gentk.tasks.purify._bench import Bench
+from gentk.tasks.purify._bench import Bench, seeds
 
 if TYPE_CHECKING:
     from gentk.tasks.purify._measuring import Findings
@@ -94,7 +94,7 @@ def drawn(recipe: Any, bench: Bench, found: Findings) -> dict[str, Image]:
     """Clean, adversarial and purified images side by side, and a chart per curve."""
     shown = {}
     few = bench.first(_SHOWN)
-    tape = few.victim.tape(few.ids, recipe.scoring.seed)
+    tape = few.victim.tape(few.ids, seeds(recipe).scoring)
     panels = {"clean": few.x, "clean, purified": few.victim.purify(few.x, tape)}
     by_average = {row.name: float(row.scores["average"].mean()) for row in found.rows}
     strongest = min(by_average, key=lambda name: by_average[name], default=None)
