@@ -30,4 +30,14 @@ def _checkerboard(n: int, gen: Generator) -> Tensor:
     return torch.cat(parts)[:n] * torch.tensor([6.0, 1.0])
 
 
-POINTS: dict[str, Callable[[int, Generator], Tensor]] = {"spiral-8y": _spiral, "checkerboard-6x": _checkerboard}
+def _cross4(n: int, gen: Generator) -> Tensor:
+    """Four Gaussians of deviation 0.2 at (-+2, 0) and (0, -+2): what FlowDiff's toy learns from noisy points."""
+    centres = torch.tensor([[2.0, 0.0], [0.0, 2.0], [-2.0, 0.0], [0.0, -2.0]])
+    return centres[torch.randint(0, 4, (n,), generator=gen)] + 0.2 * torch.randn(n, 2, generator=gen)
+
+
+POINTS: dict[str, Callable[[int, Generator], Tensor]] = {
+    "spiral-8y": _spiral,
+    "checkerboard-6x": _checkerboard,
+    "cross4": _cross4,
+}

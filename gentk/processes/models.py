@@ -3,7 +3,8 @@
 A header says `kind` (denoiser | generator | classifier | energy), `net`, `data` (name, shape, classes) and, for
 denoisers and generators, `process`, `predicts` and `sigma_data`, and `inputs` where the network has its own; a one-step
 generator is a denoiser that is called once at `sigma_init`. An energy's has `levels`, the noise levels that it knows,
-or null. Where it is known, `data` also holds the recipe's `section` and a denoiser's header its `label_dropout`.
+or null. A restorer (a conditional flow) has the `operator` and `sigma` that it learned, and the `mean` and `r` of its
+first guess. Where it is known, `data` also holds the recipe's `section` and a denoiser's header its `label_dropout`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 
 from gentk import nets
 from gentk.errors import GentkError, RecipeError
-from gentk.nets import energy
+from gentk.nets import conditional_flow, energy
 from gentk.nets.causal import CausalScore
 from gentk.nets.weights import load_into
 from gentk.processes import schedules
@@ -28,6 +29,7 @@ from gentk.processes.linear_denoiser import LinearDenoiser
 from gentk.recipe import schema
 from gentk.recipe.linear import Betas, Drift
 from gentk.recipe.networks import EnergyNet
+from gentk.recipe.restoring import Flow
 from gentk.recipe.series import Series
 from gentk.recipe.stamp import read_header
 from gentk.recipe.store import model_path
@@ -99,6 +101,9 @@ def _network(header: dict[str, Any], path: Path) -> nn.Module:
     if header["kind"] == "energy":
         levels = None if header["levels"] is None else (min(header["levels"]), max(header["levels"]))
         return energy.build(_section(EnergyNet, header["net"], place), shape=tuple(data["shape"]), levels=levels)
+    if header["kind"] == "restorer":
+        flow = _section(Flow, header["net"], place)
+        return conditional_flow.build(flow, shape=tuple(data["shape"]), context=header["context"])
     section = _section(schema.Net, header["net"], place)
     if header["kind"] == "forecaster":
         windows, d = _section(Series, header["series"], f"{path}: header: series"), data["shape"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,3 +259,14 @@ def test_operators_of_another_library() -> None:
     torch.testing.assert_close(dense(images((1, 2, 2))), op(images((1, 2, 2))), **CLOSE)
     with pytest.raises(RecipeError, match="not known"):
         operators.pseudo_inverse(op, images((5,)))
+
+
+@pytest.mark.skipif("GENTK_DATA" not in os.environ, reason="$GENTK_DATA holds the text masks")
+@pytest.mark.parametrize(("name", "share"), [("lolcat_extra", 0.851), ("lorem3", 0.860)])
+def test_published_text_masks(name: str, share: float) -> None:
+    """DDRM's, 256 x 256: their stated share of ones, and a part of them for smaller images."""
+    path = str(Path(os.environ["GENTK_DATA"]) / "masks" / f"{name}.npz")
+    whole = operators.build(Inpaint(name="inpaint", mask=path), (3, 256, 256))
+    assert float(whole.mask.mean()) == pytest.approx(share, abs=5e-4)  # type: ignore[attr-defined]
+    part = operators.build(Inpaint(name="inpaint", mask=path, corner=(100, 60)), (3, 32, 32))
+    assert torch.equal(part.mask, whole.mask[..., 100:132, 60:92])  # type: ignore[attr-defined]

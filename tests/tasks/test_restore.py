@@ -83,6 +83,16 @@ def test_every_restorer_and_what_it_leaves(method: str) -> None:
     assert done("restore", method, *few).stdout == said.stdout  # a finished run answers as it did
 
 
+def test_results_that_have_diverged_are_flagged() -> None:
+    """A step that is far too long: the run says so in words and in a figure, and a sound one does not."""
+    done("restore", "dps", *FEW, "wild", "--set", "method.scale=50.0")
+    assert result("wild")["figures"]["wild"] > 0
+    assert "they have diverged" in Path("wild/answer.txt").read_text()
+    done("restore", "ddnm", *FEW, "sound")
+    assert result("sound")["figures"]["wild"] == 0
+    assert "diverged" not in Path("sound/answer.txt").read_text()
+
+
 def test_figures_are_those_of_the_files() -> None:
     done("restore", "ddnm", *FEW, "run")
     x = data.load(Data(name="digits"), "test").x[:5]

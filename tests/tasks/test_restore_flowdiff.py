@@ -13,10 +13,12 @@ from torch import Tensor
 
 from gentk import operators
 from gentk.engine.method import Batch
-from gentk.recipe import registry
+from gentk.recipe import load, registry, store
+from gentk.restoring.flow import context, guess
 from gentk.tasks.restore import _flowdiff, _learning
-from gentk.tasks.restore._corrupted import Corrupted, Moments, context
+from gentk.tasks.restore._corrupted import Corrupted, Moments
 from gentk.tasks.restore._flowdiff import FlowDiff
+from gentk.tasks.restore._naive import Naive
 from tests.tasks.test_sample_evaluate import done, gentk, info, refused
 
 CPU = torch.device("cpu")
@@ -41,14 +43,7 @@ def recipe(**own: Any) -> Any:
     return registry.recipe_schema("restore", "flowdiff")(**(SMALL | sections))
 
 
-def points(**own: Any) -> Any:
-    return recipe(**{
-        "data": {"name": "points:ring8", "points": 300},
-        "net": None, "flow": None,
-    } | own)  # fmt: skip
-
-
-def batch(method: FlowDiff, n: int = 8) -> Batch:
+def batch(method: FlowDiff | Naive, n: int = 8) -> Batch:
     y, index = method.data.batch(torch.arange(n))
     return Batch(n, y, index)
 
@@ -84,7 +79,7 @@ def test_moments_are_those_of_the_clean_images() -> None:
     assert float((found.mean - clean.mean(0)).abs().max()) < 0.12  # 700 of each pixel: 4 deviations of the mean
     assert float((found.variance - clean.var(0).clamp_min(0.01)).abs().max()) < 0.15
     y, op, _ = held.first(5)
-    base, deviation = found.guess(op, y)
+    base, deviation = guess(op, y, 0.3, found.mean, found.r)
     kept = op(torch.ones_like(y)) > 0
     r, mean = found.r, found.mean.expand_as(y)
     torch.testing.assert_close(base[~kept], mean[~kept])
@@ -101,7 +96,7 @@ def test_other_operators_have_a_guess(name: str) -> None:
     held = Corrupted(recipe(operator={"name": name}), "train", CPU)
     found = Moments(held, 0.1)
     y, op, clean = held.first(64)
-    base, deviation = found.guess(op, y)
+    base, deviation = guess(op, y, 0.1, found.mean, found.r)
     assert base.shape == clean.shape
     assert context(op, y).shape == (64, 2, 8, 8)
     assert bool((deviation > 0).all())
@@ -220,6 +215,14 @@ def test_a_run_stopped_between_is_the_run_left_alone(tmp_path: Path, monkeypatch
     names = {name for row in rows for name in row}
     assert {"warmup/data", "warmup/entropy", "flow/data", "flow/prior", "flow/entropy", "denoiser/loss"} <= names
     done("sample", "heun", "--model", "whole/export/prior.safetensors", "-n", 4, "--nfe", 5, "--out", "drawn")
+    flow = ("restore", "flow", "--model", "whole/export/flow.safetensors", "-n", 3, "--draws", 4)
+    done(*flow, "--operator", "inpaint", "--sigma", 0.1, "--out", "one-pass")
+    result = json.loads(Path("one-pass/result.json").read_text())
+    assert result["figures"]["nfe"] == 1
+    assert result["figures"]["misfit_over_sigma"] < 20
+    assert {p.name for p in Path("one-pass/restored").iterdir()} == {f"{k:06d}.png" for k in range(3)}
+    refused(2, "has learned to undo 0.1, not 0.2", *flow, "--operator", "inpaint", "--sigma", 0.2, "--out", "other")
+    refused(2, "has learned to undo", *flow, "--operator", "noise", "--sigma", 0.1, "--out", "other")
 
 
 def test_what_is_refused_and_what_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +245,31 @@ def test_a_sigma_that_the_data_contradict_is_said() -> None:
 
     (line,) = _learning._sigma(Believed())  # type: ignore[arg-type]
     assert "sigma: 0.9 is too large" in line
+
+
+@pytest.mark.parametrize("see", ["measured", "clean"])
+def test_the_baseline_takes_measurements_for_images(see: str) -> None:
+    """Its one denoiser sees y itself, or the clean images for the bound."""
+    section = {"task": "restore", "about": "a test", "size": "smoke", "method": {"name": "naive", "see": see}}
+    own = {k: v for k, v in SMALL.items() if k not in section}
+    method = Naive(registry.recipe_schema("restore", "naive")(**(own | section)), CPU)
+    one = batch(method, 4)
+    wanted = one.x if see == "measured" else method.data.clean.batch(torch.arange(4))[0]
+    assert torch.equal(method.seen(one), wanted)
+    (phase,) = method.phases(0)
+    loss, _ = phase.loss(one, gen())
+    loss.backward()
+    assert all(p.grad is not None for p in method.nets["denoiser"].parameters())
+
+
+def test_points_have_a_flow_of_their_own() -> None:
+    """Four modes in the plane: phases run, the guess is the Gaussian posterior, distances by name at the end."""
+    path = next(e.path for e in store.recipes() if e.name == "restore/flowdiff/points-cross4")
+    few = ["data.points=300", "held.n=20", "held.draws=4", "measure.n=50", "measure.steps=3"]
+    method = FlowDiff(load.load(path, few).recipe, CPU)
+    assert float(method.moments.mean.abs().max()) < 0.3
+    assert method.moments.r == pytest.approx((2**2 / 2 + 0.2**2) ** 0.5, rel=0.1)  # the noise's variance is taken off
+    for phase in method.phases(600):
+        loss, parts = phase.loss(batch(method), gen())
+        loss.backward()
+        assert all(bool(torch.isfinite(part)) for part in parts.values())

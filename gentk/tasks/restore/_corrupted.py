@@ -11,7 +11,6 @@ from gentk import data, operators
 from gentk.data import DataSet, Split
 from gentk.engine import rng
 from gentk.operators import Operator
-from gentk.operators.masks import Masked
 
 _FOR_MOMENTS = 4096  # measurements that mean and variance are taken from
 _FLOOR = 0.1  # least deviation of a pixel in the warm-up's prior: data in [-1, 1] hold whole rows of one value
@@ -38,7 +37,8 @@ class Corrupted:
 
     def operator(self, index: Tensor) -> Operator:
         """The operator of these images, as it was when they were measured."""
-        gens = [rng.generator(self.recipe.seed, "operator", self.split, k) for k in index.tolist()]
+        keys = index.tolist() if operators.drawn(self.recipe.operator) else []
+        gens = [rng.generator(self.recipe.seed, "operator", self.split, k) for k in keys]
         return operators.build(self.recipe.operator, self.shape, gens, where=str(self.where))
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,33 +77,3 @@ class Moments:
             self.mean = torch.full(op.shape, float(view.mean()), device=view.device)
             self.variance = torch.full_like(self.mean, max(float(view.var()) - sigma**2, _FLOOR**2))
         self.sigma, self.r = sigma, float(self.variance.mean().sqrt())
-
-    def guess(self, op: Operator, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the posterior under N(mean, r^2), r^2 the mean variance: (B, *shape) twice."""
-        mean = self.mean.expand(len(y), *op.shape)
-        base = mean + operators.regularised(op, op.seen(y - op(mean)), self.r, self.sigma)
-
-        def left(s: Tensor) -> Tensor:
-            return 1 / (1 / self.r**2 + s**2 / self.sigma**2)
-
-        if isinstance(op, Masked):  # its own values are the pixels'
-            return base, op.spectral(torch.ones_like(base), left).sqrt()
-        probe = torch.randint(0, 2, op.shape, generator=torch.Generator().manual_seed(0)).to(base) * 2 - 1
-        mean_left = (op.spectral(probe[None], left)[0] * probe).mean()  # of the diagonal, by one random vector of signs
-        return base, mean_left.clamp_min(1e-8).sqrt().expand_as(base)
-
-
-def context(op: Operator, y: Tensor) -> Tensor:
-    """What the flow is told: y in the image's shape and, for images, where something is measured."""
-    view = operators.shown(op, y)
-    if view.dim() == 2:
-        return view
-    seen = (
-        op.seen(torch.ones_like(y)).amax(1, keepdim=True) if op.measured == op.shape else torch.ones_like(view[:, :1])
-    )
-    return torch.cat([view, seen.expand(len(view), 1, *view.shape[2:])], 1)
-
-
-def width(shape: tuple[int, ...]) -> int:
-    """Channels (or numbers) of the context."""
-    return shape[0] + (len(shape) == 3)

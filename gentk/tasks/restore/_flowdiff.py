@@ -27,6 +27,7 @@ from gentk.losses.matching import edm
 from gentk.metrics import posterior
 from gentk.metrics.frechet import frechet
 from gentk.metrics.paired import psnr
+from gentk.metrics.points import sliced_wasserstein
 from gentk.metrics.quality import all_of, moments
 from gentk.nets import conditional_flow
 from gentk.operators import Operator
@@ -34,7 +35,8 @@ from gentk.processes import schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import fast_layout
 from gentk.recipe.schema import VE
-from gentk.tasks.restore._corrupted import Corrupted, Moments, context, width
+from gentk.restoring.flow import Amortised, context_size
+from gentk.tasks.restore._corrupted import Corrupted, Moments
 from gentk.tasks.restore._learning import identifiable
 
 _SHOWN = 16
@@ -58,7 +60,7 @@ class FlowDiff:
         torch.manual_seed(recipe.seed)  # the initial weights
         net = nets.build(recipe.net, shape=shape, classes=0)
         denoiser = Denoiser(fast_layout(net), schedules.build(_PROCESS), "edm", config.sigma_data).to(where)
-        flow = conditional_flow.build(recipe.flow, shape=shape, context=width(shape)).to(where)
+        flow = conditional_flow.build(recipe.flow, shape=shape, context=context_size(shape)).to(where)
         self.nets = {"flow": flow, "denoiser": denoiser, "prior": copy.deepcopy(denoiser).eval()}
         self.ema = ("flow",)
         self.optim = {"flow": recipe.optim.flow, "denoiser": recipe.optim.denoiser, "prior": recipe.optim.denoiser}
@@ -82,9 +84,7 @@ class FlowDiff:
 
     def draw(self, flow: nn.Module, op: Operator, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = G(z; y) (B, *shape) and log|det dx/dz| (B,)."""
-        base, deviation = self.moments.guess(op, y)
-        x, logdet = flow(z, context(op, y), base, deviation)
-        return x, logdet
+        return Amortised(flow, self.moments.mean, self.moments.r).draw(op, y, self.recipe.sigma, z)
 
     def _drawn(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Tensor, Operator, Tensor]:
         y, index = batch.x, batch.y
@@ -155,10 +155,14 @@ class FlowDiff:
         sampler = self._sampler()
         if self.judge:
             figures |= self.judge(sampler, self.recipe.seed)
-            y, op, _ = self.data.first(len(self.data))
+            y, op, _ = self.data.first(self.judge.section.n)
             if op.measured == op.shape:
                 real = moments(self.judge.extract(all_of(self.data.clean)))
                 figures["fd_measured"] = frechet(real, moments(self.judge.extract(rounded(y.cpu()))))
+        if len(self.data.shape) == 1:
+            y, clean = self.data.first(5000)[0].cpu(), self.test.first(5000)[2].cpu()
+            figures["sw1"] = sliced_wasserstein(sampler(5000, self.recipe.seed), clean, 1)
+            figures["sw1_measured"] = sliced_wasserstein(y, clean, 1)
         seen = identifiable(self.data)
         figures |= {"never_seen": seen.never, "pairs_never_seen": seen.pairs, "not_measured": seen.zero}
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -217,6 +221,7 @@ class FlowDiff:
         header = {
             "kind": "restorer",
             "net": self.recipe.flow.model_dump(mode="json"),
+            "context": context_size(self.data.shape),
             "operator": self.recipe.operator.model_dump(mode="json"),
             "sigma": self.recipe.sigma,
             "mean": self.moments.mean.flatten().tolist(),

@@ -37,10 +37,12 @@ from gentk.processes.process import ratio
 from gentk.recipe.registry import method_module
 from gentk.recipe.stamp import versions
 from gentk.recipe.store import model_path
+from gentk.restoring import flow
 from gentk.tasks.restore import _measured
 from gentk.tasks.restore._measured import Item, Measured
 
 _SHOWN = 16  # images in the panels
+_WILD = 2.0  # images lie in [-1, 1]: a result beyond it has diverged
 _SMALLEST = 11  # side from which SSIM's window fits
 
 
@@ -63,6 +65,8 @@ class Plan:
 def prepare(recipe: Any, where: torch.device) -> Plan:
     """Loads what a recipe needs. RecipeError for parts that do not go together, before anything is run."""
     config = recipe.method
+    if config.name == "flow":
+        return _amortised(recipe, where)
     module = importlib.import_module(f"gentk.restoring.{config.name.replace('-', '_')}")
     if recipe.draws > 1 and module.POSTERIOR == "point":
         raise RecipeError(
@@ -96,6 +100,24 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     return plan
 
 
+def _amortised(recipe: Any, where: torch.device) -> Plan:
+    """A trained flow, which knows one operator and one sigma."""
+    model = load(recipe.model, kinds=("restorer",), where=where)
+    header = model.header
+    learned = {"operator": header["operator"], "sigma": header["sigma"]}
+    asked = {"operator": json.loads(recipe.operator.model_dump_json()), "sigma": recipe.sigma}
+    for key, value in asked.items():
+        if value != learned[key]:
+            raise RecipeError(
+                f"{key}: `{recipe.model}` has learned to undo {learned[key]}, not {value}",
+                hint="gentk restore flowdiff learns another; or restore by dps or pigdm with its prior",
+            )
+    if len(model.shape) != 3:
+        raise RecipeError(f"model: `{recipe.model}` makes samples of shape {model.shape}, restored are images")
+    mean = torch.tensor(header["mean"], device=where).reshape(model.shape)
+    return Plan(model, (1.0, 0.0), flow.Amortised(model.net, mean, header["r"]).restore, {}, flow.POSTERIOR)
+
+
 def execute(job: Job) -> Outcome:
     """Restores and writes what was restored. RunFailed in the end where a picture had to be left out."""
     recipe, where = job.recipe, precision.device(job.device)
@@ -104,7 +126,7 @@ def execute(job: Job) -> Outcome:
         found = _measured.of_recipe(recipe, plan.model.shape)
         return Outcome(
             "planned",
-            answer=f"{len(found.items)} images, {recipe.draws} draw(s) of {recipe.steps} evaluations each, by "
+            answer=f"{len(found.items)} images, {recipe.draws} draw(s) of {len(plan.levels) - 1} evaluations each, by "
             f"{recipe.method.name} ({plan.kind}); in {job.out}"
             + "".join(f"\nleft out: {k}: {v}" for k, v in found.skipped.items()),
         )
@@ -214,9 +236,10 @@ def _figures(plan: Plan, recipe: Any, found: Measured, all_of: dict[str, Tensor]
     figures = {
         "images": float(len(draws)),
         "left_out": float(len(found.skipped)),
-        "nfe": float(recipe.steps),
-        "backward_passes": float(recipe.steps * calls),
+        "nfe": float(len(plan.levels) - 1),
+        "backward_passes": float((len(plan.levels) - 1) * calls),
         "seconds_per_image": float(all_of["seconds"].mean()),
+        "wild": float((draws.abs().flatten(2).amax(2) > _WILD).double().mean()),
         "misfit": float(all_of["misfit"].square().mean().sqrt()),
     }
     if recipe.sigma:
@@ -251,7 +274,7 @@ def _write(run: Run, plan: Plan, found: Measured, all_of: dict[str, Tensor]) -> 
             "deviation": (255 * std).round().clamp(0, 255).to(torch.uint8),
         }
     pictures.save(pictures.side_by_side(shown), run.folder / "samples" / "panels.png")
-    said = _remarks(plan, recipe, found)
+    said = _remarks(plan, recipe, found, figures["wild"])
     result = {
         "figures": figures,
         "restorer": recipe.method.model_dump(mode="json") | {"draws_are": plan.kind},
@@ -269,7 +292,7 @@ def _write(run: Run, plan: Plan, found: Measured, all_of: dict[str, Tensor]) -> 
     run.update(metrics=figures, remarks=said)
 
 
-def _remarks(plan: Plan, recipe: Any, found: Measured) -> list[dict[str, str]]:
+def _remarks(plan: Plan, recipe: Any, found: Measured, wild: float) -> list[dict[str, str]]:
     """What must be known to read the figures."""
     said = []
     if plan.kind == "point":
@@ -285,6 +308,9 @@ def _remarks(plan: Plan, recipe: Any, found: Measured) -> list[dict[str, str]]:
                 f"Of the image's directions {100 * unseen:.3g} % are not measured: there it is the model's own."
             )
     notes = [{"kind": "note", "words": words} for words in said]
+    if wild:
+        words = f"{100 * wild:.3g} % of the results leave [-{_WILD:g}, {_WILD:g}]: they have diverged. Take more steps."
+        notes.append({"kind": "flag", "words": words})
     for name, why in found.skipped.items():
         notes.append({"kind": "flag", "words": f"Left out: {name}: {why}."})
     return notes
