@@ -70,20 +70,26 @@ class _Columns:
         return lambda t: getattr(self.process, own[name])(t)[None, self.index]
 
 
+def check(name: str) -> Any:
+    """The solver's module. Raises RecipeError for one that works in one noise level only."""
+    module = importlib.import_module(f"gentk.solvers.{name.replace('-', '_')}")
+    if name not in ("euler", "heun") and not hasattr(module, "plan"):
+        raise RecipeError(
+            f"`{name}` steps in one noise level, which a linear process has not", hint="use sa-solver, dpmpp-2m, ..."
+        )
+    return module
+
+
 def solver(name: str, process: Linear, index: Tensor, grid: Tensor, **own: Any) -> Callable[..., Tensor]:
     """The solver's `solve` for z (B, m), `index` (m,) being each coordinate's group; its weights are made once.
 
     `grid` must be the one that it is called with. Raises RecipeError for a solver that works in one noise level only,
     and as the solver itself does.
     """
-    module = importlib.import_module(f"gentk.solvers.{name.replace('-', '_')}")
+    module = check(name)
     if name in ("euler", "heun"):
         columns = _Columns(process, index)
         return lambda denoiser, _, z, grid, noise, **call: module.solve(denoiser, columns, z, grid, noise, **call)
-    if not hasattr(module, "plan"):
-        raise RecipeError(
-            f"`{name}` steps in one noise level, which a linear process has not", hint="use sa-solver, dpmpp-2m, ..."
-        )
     alpha, sigma = process.alphas(grid).T.tolist(), process.sigmas(grid).T.tolist()
     plans = [module.plan(nodes(a, s), **own) for a, s in zip(alpha, sigma, strict=True)]
     steps = [_merged(each, index) for each in zip(*plans, strict=True)]

@@ -163,6 +163,22 @@ def test_the_command_trains_and_sample_draws(tmp_path: Path, write: Callable[[st
         # few steps of an SDE leave noise in both axes; the flow keeps what the preconditioning knows of them
         assert x[:, 1].std() > (3 if solver == "dpmpp-2m" else 1) * x[:, 0].std()
 
+    found = run(
+        *("evaluate", "points", "--samples", str(out), "--reference", "points:spiral-8y", "--set", "method.n=200"),
+        *(
+            "--set",
+            "method.steps=4",
+            "--set",
+            "reference.points=400",
+            "--out",
+            str(tmp_path / "e"),
+            "--json",
+            "--quiet",
+        ),
+    )
+    assert 0 < found["metrics"]["sliced_w2"] < 20
+    assert "ksd" not in found["metrics"]
+
 
 @pytest.fixture
 def run() -> Any:

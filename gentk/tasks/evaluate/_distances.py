@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gentk import targets
+from gentk.data.wide import POINTS
 from gentk.engine import precision
 from gentk.engine.generative import picture
 from gentk.engine.run import Job, Outcome, Run
@@ -73,5 +74,6 @@ def _figures(x: Tensor, y: Tensor, recipe: Any) -> tuple[dict[str, float], list[
 
 def _score(name: str, x: Tensor) -> Tensor | None:
     """The reference's score at x where it has one."""
-    target = targets.find(name.removeprefix("points:")) if name.startswith("points:") else None
+    plain = name.removeprefix("points:")
+    target = targets.find(plain) if name.startswith("points:") and plain not in POINTS else None
     return None if target is None or target.log_prob is None else target.score(x)

@@ -23,10 +23,13 @@ from gentk import data
 from gentk.data import folder, to_uint8
 from gentk.engine import pictures
 from gentk.engine.generative import Sampler
+from gentk.engine.linear import LinearSampler
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.processes.denoiser import Denoiser
+from gentk.processes.grids import build
+from gentk.processes.linear_denoiser import LinearDenoiser
 from gentk.processes.models import fast_layout, load
-from gentk.recipe.schema import Data
+from gentk.recipe.schema import Data, KarrasGrid
 
 Batches = Callable[[int, int], Iterator[Tensor]]
 
@@ -190,11 +193,16 @@ def of_safetensors(path: Path) -> Source:
 
 def of_model(ref: str, where: torch.device, *, n: int, steps: int, seed: int) -> Source:
     """n samples of a model: Heun's method with `steps` steps, or the one step of a generator; images as bytes."""
-    model = load(ref, kinds=("denoiser", "generator"), where=where)
-    assert isinstance(model.net, Denoiser)
+    model = load(ref, kinds=("denoiser", "generator", "bridge"), where=where)
     fast_layout(model.net)
-    once = model.header.get("sigma_init")
-    sampler = Sampler(model.net, model.shape, tuple(range(model.classes)), where, steps, once)
+    once, cycle = model.header.get("sigma_init"), tuple(range(model.classes))
+    sampler: Sampler | LinearSampler
+    if isinstance(model.net, LinearDenoiser):
+        grid = build(KarrasGrid(name="karras"), steps, model.net.process)
+        sampler = LinearSampler(model.net, cycle, where, model.header["prior"], "heun", grid)
+    else:
+        assert isinstance(model.net, Denoiser)
+        sampler = Sampler(model.net, model.shape, cycle, where, steps, once)
 
     def batches(start: int, size: int) -> Iterator[Tensor]:
         for i in range(start, n, size):

@@ -147,6 +147,8 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     denoiser = model.net
     assert isinstance(denoiser, Denoiser | LinearDenoiser)
     fast_layout(denoiser)
+    if is_linear:
+        coordinates.check(config.name)
     process, (solve, own) = denoiser.process, solver(config)
     if kind == "generator":
         if recipe.nfe not in (None, 1):
