@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -139,13 +140,14 @@ def test_s13_forces_are_clipped_and_the_share_is_told() -> None:
 
 
 def test_s9_fifty_steps_move_the_sampler_towards_the_target_and_a_swapped_sign_away(tmp_path: Path) -> None:
-    lr = {"sampler": {"lr": 2e-2, "betas": (0.0, 0.99)}, "score": {"lr": 5e-3, "betas": (0.9, 0.99)}}
+    lr = {"sampler": {"lr": 4e-2, "betas": (0.0, 0.99)}, "score": {"lr": 1e-2, "betas": (0.9, 0.99)}}
     own: dict[str, Any] = {"optim": lr, "method_": {"anneal": 0.0, "lag": None, "score_steps": 4}}
     right, wrong = build("gaussian", steps=50, **own), build("gaussian", steps=50, **own)
     log_q = wrong.density.log_prob
     object.__setattr__(wrong.density, "log_prob", lambda x: -log_q(x))
     fit(right, tmp_path / "right")
-    fit(wrong, tmp_path / "wrong")
+    with contextlib.suppress(RunFailed):  # it runs away, and may be stopped for that
+        fit(wrong, tmp_path / "wrong")
     z = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     aim = torch.tensor([0.5, -0.3])
     with torch.no_grad():

@@ -18,7 +18,7 @@ SUBJECT = "model"
 _DONE_BY = {
     "denoiser": "_drawing",
     "generator": "_drawing",
-    "sampler": "_implicit",
+    "sampler": "_samplers",
     "target": "_chains",
     "energy": "_energies",
     "comparison": "_comparing",
