@@ -51,7 +51,17 @@ def main() -> None:
         print(f"{name:16} std {within(x):.3f}  W1 {sliced_wasserstein(x, clean, 1):.3f}", flush=True)
     for name, own in (("joint", []), ("no entropy", ["--set", "method.lambda_entropy=0.0"])):
         run = given.out / f"{name.replace(' ', '-')}-{given.steps}"
-        words = ["restore", "flowdiff", "--data", "points:cross4", "--set", f"train.steps={given.steps}", *own]
+        words = [
+            "restore",
+            "flowdiff",
+            "--data",
+            "points:cross4",
+            "--set",
+            "data.points=50000",
+            "--set",
+            f"train.steps={given.steps}",
+            *own,
+        ]
         subprocess.run(
             [sys.executable, "-m", "gentk", *words, "--out", str(run)], check=True, stdout=subprocess.DEVNULL
         )

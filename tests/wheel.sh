@@ -27,10 +27,10 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
     evaluate) cut=(--quiet --set method.n=200) ;;
     restore)
       cut=(--quiet -n 4 --steps 3)
-      if grep -q '^train:' "$recipes/$recipe.yaml"; then
-        cut=("${quick[@]}" --set method.warmup=1 --set method.prior_steps=0 --set held.n=8 --set held.preview=0)
-        ! grep -q '^measure:' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0)
-      fi
+      case $recipe in
+        */flowdiff/* | */naive/*) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0) ;;
+      esac
+      [[ $recipe != */flowdiff/* ]] || cut+=(--set method.warmup=1 --set method.prior_steps=0 --set held.n=8 --set held.preview=0)
       ;;
     purify) cut=(--quiet -n 4 --steps 2 --eot 2 --eval-draws 2 --set attack.queries=4 --set sweep.images=2) ;;
   esac
