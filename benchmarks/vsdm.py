@@ -130,7 +130,7 @@ def points(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
     return rows
 
 
-SERIES = ("train/vsdm/exchange-rate", "train/vsdm/etth1")
+SERIES = ("train/vsdm/series-exchange-rate", "train/vsdm/series-etth1")
 FORECASTS = ("vsdm", "dsm", "naive", "naive_paths")
 
 
@@ -152,7 +152,7 @@ def series(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
             found = [row for row in rows if (row["data"], row["model"]) == (recipe, model)]
             if found:
                 cells = [spread([row[k + end] for row in found]) for k in ("crps_sum", "crps", "crps_exact")]
-                print(f"| {recipe.rpartition('/')[2]} | {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
+                print(f"| {recipe.rpartition('series-')[2]} | {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return rows
 
 
