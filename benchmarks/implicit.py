@@ -1,6 +1,6 @@
-"""Implicit samplers in one run: the plane, posteriors of logistic regressions, and our digits energy.
+"""Implicit samplers in one run: the plane, and posteriors of logistic regressions.
 
-python benchmarks/implicit.py plane|logistic|digits [--targets A,B] [--seeds 0,1,2] [--out runs/implicit] [--set K=V]...
+python benchmarks/implicit.py plane|logistic [--targets A,B] [--seeds 0,1,2] [--out runs/implicit] [--set K=V]...
 
 Every figure is a run of `gentk train implicit-kl` in a folder of its own, so that a stop loses one; the same command
 goes on, and writes implicit-GROUP.json and a table of what is there. Times are ratios within one process.
@@ -30,7 +30,6 @@ COLUMNS = {
         *("mean_error_max", "sd_ratio_min", "sd_ratio_max", "mmd2", "mmd2_null", "sw2", "sw2_null", "c2st"),
         *("train_seconds", "ms_per_1000", "hmc_ms_per_1000", "hmc_over_sampler", "n_star"),
     ),
-    "digits": ("mmd2", "mmd2_null", "sw2", "sw2_null", "ms_per_1000", "hmc_ms_per_1000", "hmc_over_sampler", "n_star"),
 }
 
 
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"))
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    every = {"plane": PLANE, "logistic": tuple(f"logistic:{name}" for name in TABLES), "digits": ("ebm:digits",)}
+    every = {"plane": PLANE, "logistic": tuple(f"logistic:{name}" for name in TABLES)}
     targets = given.targets.split(",") if given.targets else every[given.group]
     kept = given.out / f"implicit-{given.group}.json"
     rows = json.loads(kept.read_text()) if kept.exists() else []
