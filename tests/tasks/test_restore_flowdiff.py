@@ -15,10 +15,10 @@ from gentk import operators
 from gentk.engine.method import Batch
 from gentk.recipe import load, registry, store
 from gentk.restoring.flow import context, guess
-from gentk.tasks.restore import _flowdiff, _learning
+from gentk.tasks.restore import _learning, _variational
 from gentk.tasks.restore._corrupted import Corrupted, Moments
-from gentk.tasks.restore._flowdiff import FlowDiff
-from gentk.tasks.restore._naive import Naive
+from gentk.tasks.restore._uncorrected import Naive
+from gentk.tasks.restore._variational import FlowDiff
 from tests.tasks.test_sample_evaluate import done, gentk, info, refused
 
 CPU = torch.device("cpu")
@@ -190,7 +190,7 @@ def test_a_run_stopped_between_is_the_run_left_alone(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, train={"sample_every": 3})
     done("restore", "--recipe", path, "--out", "whole", "--quiet")
-    fit = _flowdiff.FlowDiff._fitting
+    fit = _variational.FlowDiff._fitting
     calls: list[int] = []
 
     def killed(self: FlowDiff, *a: Any) -> Any:
@@ -200,7 +200,7 @@ def test_a_run_stopped_between_is_the_run_left_alone(tmp_path: Path, monkeypatch
         return fit(self, *a)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_flowdiff.FlowDiff, "_fitting", killed)
+        patch.setattr(_variational.FlowDiff, "_fitting", killed)
         assert gentk("restore", "--recipe", path, "--out", "part", "--quiet").exit_code != 0
     done("restore", "--recipe", path, "--out", "part", "--quiet")
     for name in ("flow", "prior"):

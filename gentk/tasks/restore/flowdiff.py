@@ -45,6 +45,6 @@ class Config(Section):
 
 def build(recipe: Any, where: torch.device) -> Trainable:
     """The method, ready to train on device `where`."""
-    from gentk.tasks.restore._flowdiff import FlowDiff
+    from gentk.tasks.restore._variational import FlowDiff
 
     return FlowDiff(recipe, where)

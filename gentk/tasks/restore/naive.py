@@ -32,6 +32,6 @@ class Config(Section):
 
 def build(recipe: Any, where: torch.device) -> Trainable:
     """The method, ready to train on device `where`."""
-    from gentk.tasks.restore._naive import Naive
+    from gentk.tasks.restore._uncorrected import Naive
 
     return Naive(recipe, where)
