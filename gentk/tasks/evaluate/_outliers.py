@@ -75,7 +75,8 @@ def _other(name: str, inside: Tensor, recipe: Any, model: Model) -> Tensor:
             uniform: Tensor = low + (high - low) * torch.rand(inside.shape, generator=gen)
             return uniform
         case _:  # constant: each sample its own grey
-            return (2 * torch.rand(len(inside), *(1,) * (inside.dim() - 1), generator=gen) - 1).expand_as(inside)
+            grey: Tensor = 2 * torch.rand(len(inside), *(1,) * (inside.dim() - 1), generator=gen) - 1
+            return grey.expand_as(inside)
 
 
 @torch.no_grad()  # a measurement
