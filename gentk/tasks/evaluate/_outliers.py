@@ -68,7 +68,7 @@ def _other(name: str, inside: Tensor, recipe: Any, model: Model) -> Tensor:
         case "mirrored":
             return inside.flip(3)
         case "noisy":
-            noisy = inside + recipe.method.noise * torch.randn(inside.shape, generator=gen)
+            noisy: Tensor = inside + recipe.method.noise * torch.randn(inside.shape, generator=gen)
             return noisy.clamp(-1, 1) if image else noisy
         case "uniform":
             low, high = (-1.0, 1.0) if image else (inside.amin(0), inside.amax(0))
