@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_ladder_has_equal_ratios() -> None:
     levels = ladder((0.1, 10.0), 5)
     assert levels[0] == 10.0
     assert levels[-1] == pytest.approx(0.1)
-    assert [a / b for a, b in zip(levels, levels[1:], strict=False)] == pytest.approx([10**0.5] * 4)
+    assert [a / b for a, b in itertools.pairwise(levels)] == pytest.approx([10**0.5] * 4)
     assert ladder((0.1, 10.0), 1) == [0.1]
 
 
@@ -111,8 +112,7 @@ def test_chains_reach_the_law_from_noise(levels: tuple[float, float] | None, kin
     assert torch.equal(x, chains(3000, 0, batch=1500))
     assert not torch.equal(x, chains(3000, 1, batch=1500))
 
-
-def test_tweedie_and_mode_are_the_gaussian_s() -> None:
+    """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c); so is the mode, of the clean energy."""
     """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c), and so is the mode, of the clean energy."""
     v, sigma = 0.5, 0.8
     y = torch.randn(50, 2)
