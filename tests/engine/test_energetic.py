@@ -114,7 +114,6 @@ def test_chains_reach_the_law_from_noise(levels: tuple[float, float] | None, kin
 
     """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c); so is the mode, of the clean energy."""
     """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c), and so is the mode, of the clean energy."""
-    v, sigma = 0.5, 0.8
     y = torch.randn(50, 2)
     centre = torch.tensor([1.0, -2.0])
     exact = centre + v / (v + sigma**2) * (y - centre)
