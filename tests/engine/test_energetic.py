@@ -112,8 +112,9 @@ def test_chains_reach_the_law_from_noise(levels: tuple[float, float] | None, kin
     assert torch.equal(x, chains(3000, 0, batch=1500))
     assert not torch.equal(x, chains(3000, 1, batch=1500))
 
+def test_tweedie_and_mode_are_the_gaussian_s() -> None:
     """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c); so is the mode, of the clean energy."""
-    """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c), and so is the mode, of the clean energy."""
+    v, sigma = 0.5, 0.8
     y = torch.randn(50, 2)
     centre = torch.tensor([1.0, -2.0])
     exact = centre + v / (v + sigma**2) * (y - centre)
