@@ -112,6 +112,7 @@ def test_chains_reach_the_law_from_noise(levels: tuple[float, float] | None, kin
     assert torch.equal(x, chains(3000, 0, batch=1500))
     assert not torch.equal(x, chains(3000, 1, batch=1500))
 
+
 def test_tweedie_and_mode_are_the_gaussian_s() -> None:
     """y = x + sigma noise, x ~ N(c, v): E[x|y] = c + v/(v + sigma^2) (y - c); so is the mode, of the clean energy."""
     v, sigma = 0.5, 0.8
