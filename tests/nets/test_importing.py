@@ -320,7 +320,7 @@ def folder_of(place: Path, config: dict[str, Any], scheduler: dict[str, Any] | N
         ({"block_out_channels": [32, 48]}, {}, GentkError, r"3 to 3 channels through \[32, 48\]"),
         ({"out_channels": 6}, {}, GentkError, "3 to 6 channels"),
         ({"sample_size": None}, {}, GentkError, "without a usable"),
-        ({}, {"beta_schedule": "squaredcos_cap_v2"}, GentkError, "betas by `squaredcos_cap_v2`"),
+        ({}, {"beta_schedule": "sigmoid"}, GentkError, "betas by `sigmoid`"),
         ({}, {"trained_betas": [0.1]}, GentkError, "of its own"),
         ({}, {"prediction_type": "flow"}, GentkError, "prediction_type `flow`"),
         ({}, None, RecipeError, "no scheduler_config.json"),
