@@ -21,7 +21,12 @@ import json, sys
 print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
   task=${recipe%%/*}
   case $task in
-    train | distill) cut=("${quick[@]}"); ! grep -Eq '^(measure|base):' "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0) ;;
+    train | distill)
+      cut=("${quick[@]}")
+      measured='^measure:'
+      [[ $task == train ]] || measured='^(measure|base):'  # the distillation recipes that build on others measure
+      ! grep -Eq "$measured" "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0)
+      ;;
     train-ebm) cut=("${quick[@]}" --set measure.n=100 --set measure.preview=0 --set measure.longer=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;
