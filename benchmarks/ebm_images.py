@@ -1,6 +1,7 @@
 """Energies of images: DCD against CD at equal computing time, by the PSNR of denoised test images and the samples.
 
     python benchmarks/ebm_images.py --out images.json --data digits [--methods dcd,cd] [--seconds 60] [--keep FOLDER]
+                                    [--own '{"step_size": 0.03}'] [--only-denoise]
     python benchmarks/ebm_images.py --out images.json --table
 
 The same U-Net energy with the same noise levels for both, `--seconds` of CPU time on one thread each (wall time
@@ -41,7 +42,7 @@ LEVELS = {"low": 0.03, "high": 3.0, "count": 30}
 NOISE = (0.3, 0.6, 1.0)
 
 
-def build(name: str, data: str, seed: int) -> Fitting:
+def build(name: str, data: str, seed: int, settings: dict[str, Any]) -> Fitting:
     own = SUBJECTS[data]
     section = registry.recipe_schema("train-ebm", METHODS[name]["name"])(
         task="train-ebm",
@@ -50,7 +51,7 @@ def build(name: str, data: str, seed: int) -> Fitting:
         seed=seed,
         data={"name": data},
         net={"name": "energy-unet", "width": own["width"], "multipliers": (1, 2)},
-        method=METHODS[name] | {"levels": LEVELS},
+        method=METHODS[name] | {"levels": LEVELS} | settings,
         optim={"lr": 2e-3, "betas": (0.9, 0.99), "clip": 10.0},
         train={"steps": 1, "batch": 64},
         measure={
@@ -82,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
         fds = " | ".join(f"{figures[k]:.1f}" if k in figures else "" for k in ("fd", "fd_long"))
         lines.append(
-            f"| {row['data']} | {row['method']} | {row['seconds']:g} | {row['steps']} | {cells('psnr')} | {fds} |"
+            f"| {row['data']} | {' '.join([row['method'], *(f'{k}={v}' for k, v in row.get('own', {}).items())])} | {row['seconds']:g} | {row['steps']} | {cells('psnr')} | {fds} |"
         )
         if row["method"] == "dcd":
             lines.append(f"| {row['data']} | noisy input | | | {cells('psnr_noisy')} | | |")
@@ -98,16 +99,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--own", type=json.loads, default={}, help='settings: {"step_size": 0.03}')
     parser.add_argument("--only-denoise", action="store_true", help="no samples are drawn")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = json.loads(given.out.read_text()) if given.out.exists() else []
     for name in [] if given.table else given.methods.split(","):
-        key = {"data": given.data, "method": name, "seed": given.seed, "seconds": given.seconds}
-        if any(all(row[k] == v for k, v in key.items()) for row in rows):
+        key = {
+            "data": given.data,
+            "method": name,
+            "seed": given.seed,
+            "seconds": given.seconds,
+            "own": given.own,
+        }
+        if any(all(row.get(k, {}) == v for k, v in key.items()) for row in rows):
             continue
-        method = build(name, given.data, given.seed)
+        method = build(name, given.data, given.seed, given.own)
         net, steps = fit(method, given.seconds, given.seed, batch=64)
         if given.keep:
             header = method.header()

@@ -170,10 +170,12 @@ def digits(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
     train = data.load(Data(name="digits"), "train")
     extract = extractor("classifier-digits", shape=train.shape, where=CPU)
     real = moments(extract(all_of(train)))
-    path = out / "digits.json"
+    path = out / f"digits{'-' + only if only else ''}.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     for seed in range(seeds):
         for label, sets in {"vsdm": [], "dsm": PLAIN, "edm-digits": None}.items():
+            if only and only != label:
+                continue
             model = "edm-digits" if sets is None else str(trained(out, "digits", label, sets, seed)[0])
             for solver in ("dpmpp-2m", "sa-solver"):
                 for nfe in (10, 20, 50):
@@ -188,6 +190,8 @@ def digits(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
                         x = torch.from_numpy(file["samples"]).float() / 127.5 - 1
                     rows.append(key | {"fd": frechet(real, moments(extract(x)))} | drawn["metrics"])
                     path.write_text(json.dumps(rows, indent=1))
+    if only:  # what the other pieces have left
+        rows = [row for part in sorted(out.glob("digits-*.json")) for row in json.loads(part.read_text())]
     print("\n| model | solver | 10 | 20 | 50 |\n|---|---|---|---|---|")
     for label in ("vsdm", "dsm", "edm-digits"):
         for solver in ("dpmpp-2m", "sa-solver"):
