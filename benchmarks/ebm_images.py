@@ -82,9 +82,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             return " | ".join(f"{figures[f'{name}_{s:g}']:.2f}" for s in NOISE)
 
         fds = " | ".join(f"{figures[k]:.1f}" if k in figures else "" for k in ("fd", "fd_long"))
-        lines.append(
-            f"| {row['data']} | {' '.join([row['method'], *(f'{k}={v}' for k, v in row.get('own', {}).items())])} | {row['seconds']:g} | {row['steps']} | {cells('psnr')} | {fds} |"
-        )
+        name = " ".join([row["method"], *(f"{k}={v}" for k, v in row.get("own", {}).items())])
+        lines.append(f"| {row['data']} | {name} | {row['seconds']:g} | {row['steps']} | {cells('psnr')} | {fds} |")
         if row["method"] == "dcd":
             lines.append(f"| {row['data']} | noisy input | | | {cells('psnr_noisy')} | | |")
             lines.append(f"| {row['data']} | tuned blur | | | {cells('psnr_blur')} | | |")
