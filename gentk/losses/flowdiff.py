@@ -42,6 +42,20 @@ def energy(
     return reach * (2 * (x - x0).detach() * x / level**2).flatten(1).sum(1)
 
 
+def probes(x: Tensor, repeats: int, low: float, high: float, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Levels s (B,) float64 and noise eps (B, ...) for `energy`, of which `repeats` rows in a row share one draw x.
+
+    An even number of them makes pairs of one level and opposite noise: on Gaussian data all that eps does to the
+    gradient is odd in it and leaves with the pair. An odd number has levels and noise of its own in every row.
+    """
+    n, pair = len(x), 2 if repeats % 2 == 0 else 1
+    s = spread_levels(n // pair, low, high, gen, x.device)
+    eps = torch.randn(n // pair, *x.shape[1:], generator=gen, device=x.device, dtype=x.dtype)
+    if pair == 1:
+        return s, eps
+    return s.repeat_interleave(2), torch.stack([eps, -eps], 1).flatten(0, 1)
+
+
 def gaussian_energy(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """-log N(x; mean, variance) but for constants, the prior of the warm-up: (B, ...) -> (B,)."""
     return ((x - mean).square() / (2 * variance)).flatten(1).sum(1)

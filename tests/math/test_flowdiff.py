@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gentk.losses.flowdiff import energy, gaussian_energy, misfit, spread_levels
+from gentk.losses.flowdiff import energy, gaussian_energy, misfit, probes, spread_levels
 
 CPU = torch.device("cpu")
 S = torch.tensor([[1.0, 0.7], [0.7, 1.0]], dtype=torch.float64)
@@ -86,6 +86,44 @@ def test_levels_cover_the_range_evenly() -> None:
     assert float(s.max()) <= 20.0
     assert torch.equal((at.sort().values * 1000).floor().long(), torch.arange(1000))
     assert not torch.equal(s, s.sort().values)
+
+
+def test_opposite_noise_takes_the_noise_out_of_the_gradient() -> None:
+    """On Gaussian data a pair's gradient is the mean over eps itself, at every level; without it it is mostly noise."""
+    x = torch.randn(1, 2, generator=gen(3), dtype=torch.float64).expand(64, 2)
+
+    def slopes(s: Tensor, eps: Tensor) -> Tensor:
+        at = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad(energy(exact(S), at, s, eps, 1.0).sum(), at)
+        return g
+
+    s, eps = probes(x, 2, 0.01, 5.0, gen())
+    assert torch.equal(s[::2], s[1::2])
+    assert torch.equal(eps[::2], -eps[1::2])
+    paired = slopes(s, eps).reshape(32, 2, 2).mean(1)
+    mean = slopes(s, torch.zeros_like(eps)).reshape(32, 2, 2).mean(1)  # the gradient is affine in eps
+    torch.testing.assert_close(paired, mean)
+    s, eps = probes(x, 1, 0.01, 5.0, gen())
+    assert len(set(s.tolist())) == 64
+    off = slopes(s, eps) - slopes(s, torch.zeros_like(eps))
+    assert float(off.square().mean()) > float(mean.square().mean())
+
+
+@pytest.mark.parametrize(("low", "left"), [(0.1, 0.314), (0.02, 0.177)])
+def test_the_lower_end_of_the_bound_is_noise_that_stays(low: float, left: float) -> None:
+    """Along a direction in which the data do not vary, EM with the prior taken at level `low` ends at `left`, not at 0.
+
+    c <- K^2 sigma^2 + C - K C with C = c + low^2, K = C / (C + sigma^2): with u = C / sigma^2 its fixed point is the
+    root of u^3 / (1 + u)^2 = low^2 / sigma^2, the third root of the step: large for a small step, at sigma = .5.
+    """
+    c = 1.0
+    for _ in range(3000):
+        prior = c + low**2
+        k = prior / (prior + SIGMA**2)
+        c = k**2 * SIGMA**2 + prior - k * prior
+    u = (c + low**2) / SIGMA**2
+    assert u**3 / (1 + u) ** 2 == pytest.approx(low**2 / SIGMA**2, rel=1e-4)
+    assert c**0.5 == pytest.approx(left, abs=5e-4)
 
 
 def test_terms() -> None:

@@ -165,8 +165,8 @@ def test_the_denoiser_sees_draws_and_not_means() -> None:
     assert float((a - b).detach().abs().mean()) > 0.2
 
 
-def test_the_prior_is_the_loops_average() -> None:
-    method = FlowDiff(recipe(), CPU)
+def test_the_flows_prior_is_a_short_average_of_the_denoiser() -> None:
+    method = FlowDiff(recipe(method={"follow": {"half_life": 100}}), CPU)
     start = [p.clone() for p in method.nets["prior"].parameters()]
     for phase in method.phases(3):
         if phase.name == "denoiser":

@@ -1,8 +1,9 @@
 """The torch side of `restore flowdiff`: variational EM of a conditional flow and a denoiser, each the other's teacher.
 
-The flow's draws are the denoiser's data (theirs, not their means: means have too small a variance), and the denoiser's
-average is the flow's prior. Three networks learn or are kept: `flow`, `denoiser`, and `prior`, the denoiser's average,
-which no optimiser moves and every checkpoint holds.
+The flow's draws are the denoiser's data (theirs, not their means: means have too small a variance), and an average of
+the denoiser is the flow's prior. Three networks learn or are kept: `flow`, `denoiser`, and `prior`, the flow's, which
+no optimiser moves and every checkpoint holds. It is a short average: how fast it follows is how many rounds of EM a run
+has. What is sampled, measured and exported is the loop's own longer average.
 """
 
 from __future__ import annotations
@@ -62,20 +63,20 @@ class FlowDiff:
         denoiser = Denoiser(fast_layout(net), schedules.build(_PROCESS), "edm", config.sigma_data).to(where)
         flow = conditional_flow.build(recipe.flow, shape=shape, context=context_size(shape)).to(where)
         self.nets = {"flow": flow, "denoiser": denoiser, "prior": copy.deepcopy(denoiser).eval()}
-        self.ema = ("flow",)
+        self.ema = ("flow", "denoiser")
         self.optim = {"flow": recipe.optim.flow, "denoiser": recipe.optim.denoiser, "prior": recipe.optim.denoiser}
         clean = self.data.clean
         self.judge = Judge(recipe.measure, clean, self.test.clean, where) if recipe.measure else None
 
     def phases(self, step: int) -> Iterator[Phase]:
-        """The updates of one step; the prior follows the denoiser by the loop's own average."""
+        """The updates of one step; after the denoiser's, the flow's prior follows it."""
         config, recipe = self.config, self.recipe
         met = config.warmup + config.prior_steps
         last = step >= recipe.train.steps - config.finetune
         if step >= config.warmup:
             yield Phase("denoiser", ("denoiser",), self._denoising)
             batch = recipe.train.batch
-            beta = ema.decay(recipe.ema, batch, (step + 1 - config.warmup) * batch)
+            beta = ema.decay(config.follow, batch, (step + 1 - config.warmup) * batch)
             ema.update(self.nets["prior"], self.nets["denoiser"], beta)
         if step < config.warmup:
             yield Phase("warmup", ("flow",), self._fitting_gauss)
@@ -112,8 +113,7 @@ class FlowDiff:
         x, logdet, op, y = self._drawn(batch, gen)
         config = self.config
         many = x.repeat_interleave(config.repeats, 0)
-        s = terms.spread_levels(len(many), config.sigma_min, config.sigma_max, gen, self.where)
-        eps = torch.randn(many.shape, generator=gen, device=self.where)
+        s, eps = terms.probes(many, config.repeats, config.sigma_min, config.sigma_max, gen)
         reach = math.log(config.sigma_max / config.sigma_min)
         bound = terms.energy(self._prior, many, s, eps, reach, through=config.through)
         return self._objective(op, y, x, bound.reshape(len(x), config.repeats).mean(1), logdet)
@@ -133,14 +133,14 @@ class FlowDiff:
 
     # what is shown and kept
 
-    def _sampler(self) -> Sampler:
-        prior = self.nets["prior"]
+    def _sampler(self, averaged: Mapping[str, nn.Module]) -> Sampler:
+        prior = averaged["denoiser"]
         assert isinstance(prior, Denoiser)
         return Sampler.many(prior, self.data.shape, (), self.where, self.recipe.measure)
 
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Samples of the prior, held-out measurements restored, and few figures of both."""
-        sampler, seed, held = self._sampler(), self.recipe.seed, self.recipe.held
+        sampler, seed, held = self._sampler(averaged), self.recipe.seed, self.recipe.held
         shown = sampler(100 if len(self.data.shape) == 3 else 2000, seed)
         figures = self.judge.glance(sampler, seed) if self.judge else {}
         pictured = {"prior": picture({"prior": shown})}
@@ -152,7 +152,7 @@ class FlowDiff:
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Figures of prior and flow, beside those of the measurements themselves; both networks."""
         figures, panels = self._restored(averaged["flow"], self.recipe.held.n)
-        sampler = self._sampler()
+        sampler = self._sampler(averaged)
         if self.judge:
             figures |= self.judge(sampler, self.recipe.seed)
             y, op, _ = self.data.first(self.judge.section.n)
@@ -166,7 +166,11 @@ class FlowDiff:
         seen = identifiable(self.data)
         figures |= {"never_seen": seen.never, "pairs_never_seen": seen.pairs, "not_measured": seen.zero}
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-        return Result(figures, panels, {"flow": self._flow_export(averaged["flow"]), "prior": self._prior_export()})
+        return Result(
+            figures,
+            panels,
+            {"flow": self._flow_export(averaged["flow"]), "prior": self._prior_export(averaged["denoiser"])},
+        )
 
     @torch.no_grad()  # a measurement
     def _restored(self, flow: nn.Module, n: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -203,8 +207,7 @@ class FlowDiff:
         section = self.recipe.data.model_dump(mode="json")
         return {"name": self.recipe.data.name, "shape": self.data.shape, "classes": 0, "section": section}
 
-    def _prior_export(self) -> Export:
-        prior = self.nets["prior"]
+    def _prior_export(self, prior: nn.Module) -> Export:
         assert isinstance(prior, Denoiser)
         header = {
             "kind": "denoiser",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from gentk.recipe.schema import LogNormal, Section, Times
+from gentk.recipe.schema import Ema, LogNormal, Section, Times
 from gentk.tasks.restore import Learning as Recipe
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
@@ -31,9 +31,15 @@ class Config(Section):
     warmup: NonNegativeInt = Field(200, description="first steps: the flow alone, with a Gaussian prior")
     prior_steps: NonNegativeInt = Field(200, description="next steps: the denoiser alone, on the flow's draws")
     finetune: NonNegativeInt = Field(0, description="last steps: the denoiser alone again")
-    sigma_min: PositiveFloat = Field(0.05, description="smallest noise level of the bound, -log p is taken at it")
+    follow: Ema = Field(
+        Ema(half_life=2000),
+        description="average of the denoiser that is the flow's prior: its speed is that of EM",
+    )
+    sigma_min: PositiveFloat = Field(
+        0.02, description="smallest noise level of the bound, -log p is taken at it: too large leaves the prior noisy"
+    )
     sigma_max: PositiveFloat = Field(10.0, description="its largest")
-    repeats: PositiveInt = Field(2, description="noise levels per draw in the bound")
+    repeats: PositiveInt = Field(2, description="calls per draw in the bound; even: pairs of opposite noise, calmer")
     through: bool = Field(True, description="gradient through the denoiser; false: score distillation, biased here")
 
     @model_validator(mode="after")
