@@ -55,7 +55,7 @@ def test_the_generator_starts_as_the_teacher_at_sigma_init(
         own = {p.data_ptr() for p in method.nets[name].parameters()}
         assert own.isdisjoint(p.data_ptr() for p in method.teacher.parameters()), "the teacher would learn too"
     with torch.no_grad():
-        x0, cond = method._generate(16, rng.generator(1))
+        x0, cond = method.core.generate(16, rng.generator(1))
         z = torch.randn((16, *method.model.shape), generator=rng.generator(1))
 
         def ask(scale: float, s: float) -> Tensor:
@@ -88,7 +88,7 @@ def test_labels_are_uniform(teacher: str) -> None:
     """Each of 3 classes a third of 30000 times, within 4 standard deviations of the binomial (82)."""
     method = build(SIM, teacher=teacher)
     with torch.no_grad():
-        _, cond = method._generate(30_000, rng.generator(0))
+        _, cond = method.core.generate(30_000, rng.generator(0))
     assert cond is not None
     assert (cond.bincount(minlength=4) - torch.tensor([10_000, 10_000, 10_000, 0])).abs().max() < 4 * 82
 
@@ -156,7 +156,7 @@ def test_eps_is_independent_of_z(monkeypatch: pytest.MonkeyPatch, teacher: str, 
         again = torch.Generator().manual_seed(gen.initial_seed())  # the phase's key, used twice: its first draw is z
         return times.draw(law, method.process, n, gen, CPU), torch.randn((n, 2), generator=again)
 
-    monkeypatch.setattr(method, "_noise", reused)
+    monkeypatch.setattr(method.core, "noise", reused)
     assert correlation(*noises(monkeypatch, method, phase, 4096)) > 50
 
 
@@ -164,13 +164,13 @@ def test_eps_is_independent_of_z(monkeypatch: pytest.MonkeyPatch, teacher: str, 
 def test_every_phase_of_every_step_draws_its_own_noise(teacher: str, tmp_path: Path, k: int) -> None:
     """`fake_steps: k` is k updates of the fake score, then the generator's; noise is keyed by the phase's name."""
     method, drawn = build(SIM | {"fake_steps": k}, teacher=teacher), []
-    generate = method._generate
+    generate = method.core.generate
 
     def recording(n: int, gen: torch.Generator) -> tuple[Tensor, Tensor | None]:
         drawn.append(gen.initial_seed())
         return generate(n, gen)
 
-    method._generate = recording  # type: ignore[method-assign]
+    method.core.generate = recording  # type: ignore[method-assign]
     phases = list(method.phases(0))
     assert [p.nets for p in phases] == [("fake",)] * k + [("generator",)]
     assert len({p.name for p in phases}) == k + 1

@@ -73,13 +73,13 @@ def test_one_euler_step_from_noise_is_the_generator_at_t_star_1(flow: str) -> No
     method = build(FGM | {"t_star": 1.0}, teacher=flow)
     z = torch.randn((16, 2), generator=rng.generator(1))
     with torch.no_grad():
-        x0, cond = method._generate(16, rng.generator(1))
+        x0, cond = method.core.generate(16, rng.generator(1))
         grid = torch.tensor([1.0, 0.0], dtype=torch.float64)
         step = euler.solve(method.teacher, method.process, z, grid, torch.zeros_like, cond=cond)
         torch.testing.assert_close(x0, step, rtol=0, atol=1e-6)
         raw = method.teacher.net(z, torch.full((16,), math.log(1e4) / 4), cond)  # n = 1 at t = 1: the input is z
         torch.testing.assert_close(x0, z - raw, rtol=0, atol=1e-6)
-        other = build(FGM, teacher=flow)._generate(16, rng.generator(1))[0]
+        other = build(FGM, teacher=flow).core.generate(16, rng.generator(1))[0]
         assert (other - x0).abs().max() > 1e-2
 
 
@@ -89,7 +89,7 @@ def test_the_generator_is_the_paper_s(flow: str, t_star: float) -> None:
     method = build(FGM | {"t_star": t_star}, teacher=flow)
     z = torch.randn((16, 2), generator=rng.generator(1))
     with torch.no_grad():
-        x0, cond = method._generate(16, rng.generator(1))
+        x0, cond = method.core.generate(16, rng.generator(1))
         n = math.sqrt((1 - t_star) ** 2 * SIGMA_DATA**2 + t_star**2)
         label = math.log(min(t_star / (1 - t_star), 1e4) if t_star < 1 else 1e4) / 4
         v = method.teacher.net(t_star * z / n, torch.full((16,), label), cond)
@@ -137,8 +137,8 @@ def test_the_end_of_the_path_is_no_singularity(flow: str, t: float, monkeypatch:
         for weight in ("const", "velocity", "edm", "sid-l1"):
             method = build({"name": name, "weight": weight}, teacher=flow)
             randomise(method.nets["fake"], 1, 0.1)
-            noise = method._noise
-            monkeypatch.setattr(method, "_noise", lambda law, n, gen, noise=noise: _at(t, noise(law, n, gen)))
+            noise = method.core.noise
+            monkeypatch.setattr(method.core, "noise", lambda law, n, gen, noise=noise: _at(t, noise(law, n, gen)))
             for phase, loss in (("generator", method._generator_loss), ("fake", method._fake_loss)):
                 freeze(method, phase)
                 value = loss(Batch(8), rng.generator(0))[0]
@@ -173,8 +173,8 @@ def test_bf16_near_the_data(t: float, process: dict[str, Any], tmp_path: Path, m
     def loss_and_gradient(precise: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         leaf, each = x0.to(dtype).requires_grad_(), []
         with monkeypatch.context() as patch, precision.autocast(CPU, precise):
-            patch.setattr(method, "_generate", lambda n, gen: (leaf, None))
-            patch.setattr(method, "_noise", lambda law, n, gen: (own, eps.to(dtype)))
+            patch.setattr(method.core, "generate", lambda n, gen: (leaf, None))
+            patch.setattr(method.core, "noise", lambda law, n, gen: (own, eps.to(dtype)))
             patch.setattr(method, "objective", lambda *a: (each.append(objective(*a)), each[0])[1])
             loss, _ = method._generator_loss(Batch(n), rng.generator(0))
         return each[0].detach().double(), torch.autograd.grad(loss, leaf)[0].double()
@@ -204,8 +204,8 @@ def test_guidance_is_the_denoisers_extrapolation(guidable: str) -> None:
     with torch.no_grad():
         method._generator_loss(Batch(32), rng.generator(0))
         gen = rng.generator(0)
-        x0, cond = method._generate(32, gen)
-        t, eps = method._noise(method.config.noise_generator, 32, gen)
+        x0, cond = method.core.generate(32, gen)
+        t, eps = method.core.noise(method.config.noise_generator, 32, gen)
         x_t = diffuse(method.process, x0, t.float(), eps)
         for net, scale, got in ((method.teacher, 2.5, seen[0][0]), (method.nets["fake"], 1.5, seen[0][1])):
             null = net(x_t, t.float(), torch.full_like(cond, 3))
@@ -240,8 +240,8 @@ def test_guided_training_fits_the_guided_denoiser(guidable: str) -> None:
     fake = copy.deepcopy(method.nets["fake"])
     gen = rng.generator(0)
     with torch.no_grad():
-        x0, cond = method._generate(32, gen)
-        t, eps = method._noise(method.config.noise_fake, 32, gen)
+        x0, cond = method.core.generate(32, gen)
+        t, eps = method.core.noise(method.config.noise_fake, 32, gen)
     x_t = diffuse(method.process, x0, t, eps)
     null = fake(x_t, t, None)
     error = (null + 2 * (fake(x_t, t, cond) - null) - x0).square().mean(1) / t.float().square()

@@ -50,7 +50,7 @@ def reuse_noise(method: OneStep) -> None:
         again = torch.Generator().manual_seed(gen.initial_seed())
         return times.draw(section, method.process, n, gen, CPU), torch.randn((n, *method.model.shape), generator=again)
 
-    method._noise = noise  # type: ignore[method-assign]
+    method.core.noise = noise  # type: ignore[method-assign]
 
 
 class Coupled(nn.Module):

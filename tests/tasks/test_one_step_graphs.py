@@ -57,9 +57,9 @@ def test_the_fake_phase_takes_the_samples_as_data(teacher: str) -> None:
 def loose_x0(monkeypatch: pytest.MonkeyPatch, method: OneStep, n: int) -> tuple[Tensor, Tensor | None]:
     """Makes the generator's samples a leaf, so that the loss's gradient in x0 itself can be read."""
     with torch.no_grad():
-        x0, cond = method._generate(n, rng.generator(9))
+        x0, cond = method.core.generate(n, rng.generator(9))
     x0.requires_grad_()
-    monkeypatch.setattr(method, "_generate", lambda n, gen: (x0, cond))
+    monkeypatch.setattr(method.core, "generate", lambda n, gen: (x0, cond))
     return x0, cond
 
 
