@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gentk.engine import checkpoint, ema, optim, pictures, rng
 from gentk.engine.keeping import watch
 from gentk.engine.method import Batch, Phase, Trainable
-from gentk.engine.precision import autocast, compiled
+from gentk.engine.precision import autocast, compiled, saving
 from gentk.engine.progress import Progress
 from gentk.engine.run import Run
 from gentk.engine.stop import StopRequest
@@ -167,6 +167,8 @@ def fit(
     if packed is not None:
         state.unpack(packed)
     run.log.truncate(state.step)
+    if train.checkpointing:
+        saving(method.nets)
     if train.compile:
         compiled(method.nets)
     means, mark = _Means(), (time.monotonic(), state.step)

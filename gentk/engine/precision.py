@@ -1,4 +1,4 @@
-"""Where the numbers live: the device, the precision of the losses, and compilation."""
+"""Where the numbers live: the device, the precision of the losses, compilation, and what is kept for backward."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gentk.errors import RecipeError
+from gentk.nets.recompute import recompute
 
 
 def device(name: str) -> torch.device:
@@ -39,3 +40,12 @@ def compiled(nets: Mapping[str, nn.Module]) -> None:
     """torch.compile of each network's forward, in place: state-dict keys and the modules' identity stay."""
     for net in nets.values():
         net.compile()
+
+
+def saving(nets: Mapping[str, nn.Module]) -> None:
+    """Activation checkpointing in every network that has blocks. Raises RecipeError where none has."""
+    if not sum(recompute(net) for net in nets.values()):
+        raise RecipeError(
+            "train.checkpointing: none of the networks has blocks whose activations could be computed again",
+            hint="leave it out",
+        )

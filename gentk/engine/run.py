@@ -34,7 +34,10 @@ _LEFTOVER = re.compile(
     r"run\.lock|recipe\.yaml|log\.txt|metrics\.(jsonl|tmp)|\.(run\.json|recipe\.yaml|report\.html)\.\d+(\.tmp)?"
 )
 # Keys that may change under a run that goes on: none of them touches what its steps compute.
-_FREE = {f"train.{key}" for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track")}
+_FREE = {
+    f"train.{key}"
+    for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track", "checkpointing")
+}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 

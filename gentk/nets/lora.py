@@ -146,7 +146,8 @@ def merged(net: Adapted) -> nn.Module:
 
 def _add(adapter: Adapter, _layer: nn.Module, args: tuple[Tensor, ...], answer: Tensor) -> Tensor:
     """The forward hook of an adapted layer."""
-    return answer + adapter(args[0]).to(answer.dtype)
+    more: Tensor = adapter(args[0])
+    return answer + more.to(answer.dtype)
 
 
 def _adaptable(net: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

@@ -342,6 +342,9 @@ class Train(Section):
     accumulate: PositiveInt = Field(1, description="micro-batches that a batch is split into")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the losses under autocast")
     compile: bool = Field(False, description="torch.compile each network")
+    checkpointing: bool = Field(
+        False, description="compute inner activations again in the backward pass: less memory, more time, same numbers"
+    )
     nan: Literal["stop", "skip"] = Field("stop", description="on a loss or gradient that is not finite")
     log_every: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
