@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,24 +60,34 @@ class Sampler(nn.Module):
 
 
 class Score(nn.Module):
-    """`score(y)`: (B, D) -> (B, D), -y / (1 + sigma^2) + net(y).
+    """`score(y)`: (B, D) -> (B, D), -y / (1 + sigma^2) + net(y); with a lead, 1 - c of the first term and c lead(y).
 
-    Buffer `held`: how many steps the sampler was made to wait for this network, and whether the last one was among
-    them; a checkpoint's part of the training, not of the network.
+    A lead is a field that the draws' score may come near to, as the target's does once the sampler is right: c, one
+    number learned with the rest from 0, takes as much of it as fits, and the network is left with the difference.
+    Buffers are a checkpoint's part of the training, not of the network. `held`: how many steps the sampler was made to
+    wait for this network, and whether the last one was among them. `cut`: the sum of the shares of its forces that were
+    cut, and of how many steps.
     """
 
     held: Tensor
+    cut: Tensor
 
-    def __init__(self, section: Plain, *, dim: int, sigma: float) -> None:
+    def __init__(
+        self, section: Plain, *, dim: int, sigma: float, lead: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.net = _plain(section, dim)
         self.precision = 1 / (1 + sigma * sigma)
+        self.lead = lead
+        if lead is not None:
+            self.share = nn.Parameter(torch.zeros(1))
         self.register_buffer("held", torch.zeros(2, dtype=torch.int64))
+        self.register_buffer("cut", torch.zeros(2, dtype=torch.float64))
 
     def forward(self, y: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
         out: Tensor = self.net(y) - self.precision * y
-        return out
+        return out if self.lead is None else out + self.share * (self.lead(y) + self.precision * y)
 
 
 def _plain(section: Plain, dim: int) -> nn.Sequential:

@@ -45,6 +45,9 @@ class SamplerSettings(Section):
     )
     score_steps: PositiveInt = Field(4, description="updates of the score per update of the sampler")
     clip: PositiveFloat | None = Field(20.0, description="largest force on a single draw; null: no limit")
+    lead: bool = Field(
+        False, description="the score network learns only what the target's own score, times a learned share, leaves"
+    )
     lag: PositiveFloat | None = Field(
         0.1, description="largest violation of Stein's identity per dimension before the sampler waits; null: no check"
     )

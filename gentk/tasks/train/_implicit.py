@@ -9,6 +9,7 @@ S        the score network, of the draws noised by sigma
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +24,17 @@ from gentk.errors import RecipeError, RunFailed
 from gentk.losses import implicit
 from gentk.losses.implicit import Field
 from gentk.nets.implicit import Sampler, Score
+from gentk.processes import rows
 from gentk.solvers import laplace
 from gentk.targets import Density, density, probe
 from gentk.targets.density import LogProb
 from gentk.tasks.train._sampled import Judge
 
 _FAR = 1000.0  # units of y: half of the draws beyond it are no sampler of anything
+_LONGEST = 3.0  # times the noise's own length: draws that fit the target have no longer scores but once in thousands
+_CUT = 0.2  # share of forces that may be cut
+_NOISE = (0.05, 0.3)  # of the draws' width: below the score is noise, above the sampler too narrow by 5 %
+_COUNTED = 2000  # draws
 _ERRORS = 2.0  # standard errors that a violation must exceed the allowance by: heavy tails make noise
 
 
@@ -55,14 +61,14 @@ def fisher_force(config: Any) -> Force:
         if push.done < config.kl_first:
             return implicit.kl(score, target, y)
         if config.form == "denoising":
-            eps = torch.randn(y.shape, generator=gen, device=y.device)
+            eps = rows.randn(y.shape, gen, device=y.device)
             sharp = implicit.force(
                 lambda at: implicit.denoising_fisher(score, target, at, eps, push.sigma), y + push.sigma * eps
             )
         else:
             signs = None
             if config.divergence == "hutchinson":
-                signs = torch.randint(2, y.shape, generator=gen, device=y.device).to(y) * 2 - 1
+                signs = rows.randint(2, y.shape, gen, device=y.device).to(y) * 2 - 1
             sharp = implicit.force(lambda at: implicit.fisher(score, target, at, signs), y)
         if not config.blend:
             return sharp
@@ -84,7 +90,8 @@ class Implicit:
         torch.manual_seed(recipe.seed)  # the initial weights
         dim = self.density.dim
         sampler = Sampler(recipe.net, dim=dim, middle=middle, root=root).to(where)
-        score = Score(recipe.score_net, dim=dim, sigma=recipe.method.sigma).to(where)
+        lead = self._lead if recipe.method.lead else None
+        score = Score(recipe.score_net, dim=dim, sigma=recipe.method.sigma, lead=lead).to(where)
         self.sampler, self.score = sampler, score
         self.nets: dict[str, nn.Module] = {"sampler": sampler, "score": score}
         self.ema = ("sampler",)
@@ -155,7 +162,7 @@ class Implicit:
         lam, place = self.lam(step), self.sampler.place
         log_q: LogProb = self.density.log_prob
         if self.density.estimate is not None:
-            log_q = self.density.estimate(gen)
+            log_q = self.density.estimate(rows.common(gen))  # one estimate for all rows
         if self.smooth:
             assert self.density.noised is not None
             log_q = self.density.noised(self.sigma(step) * float(self.sampler.root[0]))
@@ -166,8 +173,13 @@ class Implicit:
 
         return implicit.score_of(log_prob)
 
+    def _lead(self, y: Tensor) -> Tensor:
+        """The target's score in y (B, D); rows far longer than what they are to explain, -eps / sigma, are cut."""
+        own = implicit.score_of(lambda at: self.density.log_prob(self.sampler.place(at)))(y)
+        return implicit.clipped(own, _LONGEST * math.sqrt(self.density.dim) / self.config.sigma)[0]
+
     def _draws(self, n: int, gen: torch.Generator) -> Tensor:
-        z = torch.randn(n, self.density.dim, generator=gen, device=self.where)
+        z = rows.randn((n, self.density.dim), gen, device=self.where)
         return self.sampler.coordinates(z)
 
     def _score_loss(self, step: int, k: int) -> Callable[[Batch, torch.Generator], tuple[Tensor, Metrics]]:
@@ -177,11 +189,12 @@ class Implicit:
             gen = _own(gen, k)
             with torch.no_grad():  # the score fits the sampler's draws as data; the sampler does not move here
                 y = self._draws(batch.n, gen)
-            eps = torch.randn(y.shape, generator=gen, device=self.where)
+            eps = rows.randn(y.shape, gen, device=self.where)
             # each noise with its negative: of eps . S(y + sigma eps) only the change of S over the noise is left, so
             # that the gradient's own noise does not grow as sigma falls
             value = implicit.dsm(self.score, torch.cat([y, y]), torch.cat([eps, -eps]), sigma).mean()
-            return value, {"waited": self.score.held[1].float()}
+            figures = {"waited": self.score.held[1].float()}
+            return value, figures if self.score.lead is None else figures | {"lead": self.score.share.detach()[0]}
 
         return loss
 
@@ -191,9 +204,11 @@ class Implicit:
             self._guard(step, y.detach())
             at, sigma = y.detach(), self.sigma(step)
             if self.smooth:  # KL of the two noised laws: its gradient in y is that in y + sigma eps
-                at = at + sigma * torch.randn(at.shape, generator=gen, device=self.where)
+                at = at + sigma * rows.randn(at.shape, gen, device=self.where)
             push = Push(self.score, self.target(step, gen), at, sigma, self.done(step))
             along, cut = implicit.clipped(self.force(push, gen), self.config.clip)
+            if self.lam(step) == 1:  # what the bridge cuts says nothing of the end
+                self.score.cut += torch.stack([cut.double().mean(), cut.new_ones((), dtype=torch.float64)])
             figures = {"force": along.square().sum(1).mean().sqrt(), "clipped": cut.float().mean()}
             return implicit.pushed(y, along).mean(), figures | {"lam": torch.tensor(self.lam(step))}
 
@@ -241,6 +256,7 @@ class Implicit:
             seconds = (time.monotonic() - self._clock[0] - self._apart) * steps / (steps - self._clock[1])
         figures, pictures = self.judge.verdict(sampler, seconds) if self.judge else ({}, {})
         figures["waited"] = float(self.score.held[0]) / steps
+        figures |= self._doubts(sampler)
         header = {
             "kind": "sampler",
             "net": self.recipe.net.model_dump(mode="json"),
@@ -251,11 +267,34 @@ class Implicit:
         }
         return Result(figures, pictures, {"sampler": Export(sampler, header)})
 
+    @torch.no_grad()  # only looked at
+    def _doubts(self, sampler: Sampler) -> dict[str, float]:
+        """The share of forces cut after the bridge, and the noise over the narrowest direction of the draws.
+
+        Warns where one of them is bad. A bent ridge is wide in every straight direction: its own width is not seen.
+        """
+        gen = rng.generator(self.recipe.seed, "width", device=self.where)
+        y = sampler.coordinates(torch.randn(_COUNTED, self.density.dim, generator=gen, device=self.where))
+        # one coordinate has a variance and no matrix
+        narrowest = float(torch.linalg.eigvalsh(torch.atleast_2d(y.double().T.cov()))[0].clamp(min=0).sqrt())
+        ratio = self.sigma(int(self.recipe.train.steps) - 1) / max(narrowest, 1e-30)
+        share = float(self.score.cut[0] / self.score.cut[1].clamp(min=1))
+        if share > _CUT:
+            _warn(f"{share:.0%} of the forces were cut to method.clip, so what was descended is another loss: raise it")
+        if not _NOISE[0] <= ratio <= _NOISE[1]:
+            what = "the draws come out too narrow: lower sigma_end" if ratio > _NOISE[1] else "the score is all noise"
+            _warn(f"the noise of the score, at the end {ratio:.2g} of the draws' narrowest direction: {what}")
+        return {"clipped": share, "sigma_over_width": ratio}
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
 
 def _own(gen: torch.Generator, k: int) -> torch.Generator:
     """The generator of the k-th update of the score in a step: they share a name, and the loop's key goes by names."""
-    first = int(torch.randint(2**62, (1,), generator=gen, device=gen.device))
-    return rng.generator(first, k, device=gen.device)
+    first = int(torch.randint(2**62, (1,), generator=rows.common(gen), device=gen.device))
+    return rng.alike(gen, first, k)
 
 
 def coordinates(of: Density, config: Any) -> tuple[Tensor, Tensor]:
