@@ -2,9 +2,11 @@
 
     python benchmarks/distill_step.py [--steps 30] [--batch 128]
 
-Both run on the same networks, batch and random numbers in one process, in turns. The straightforward step keeps every
+All run on the same networks, batch and random numbers in one process, in turns. The straightforward step keeps every
 weight differentiable and every graph, as the boxes read: the teacher's and the fake score's weights get gradients that
-nobody uses. Printed are the ratios of time and of bytes kept for the backward pass, and how far the gradients differ.
+nobody uses; its tensors have PyTorch's usual layout. Ours runs as the recipe says and with `method.reuse`, where one
+call of the generator serves the whole step. Printed are the ratios of time and of bytes kept for the backward pass, and
+how far the gradients differ.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ from gentk.recipe.registry import method_module
 CPU = torch.device("cpu")
 
 
-def built(recipe: str, batch: int) -> tuple[Any, Any]:
-    loaded = load.load(store.find(recipe), ["measure=null", f"train.batch={batch}"], overrides={})
+def built(recipe: str, batch: int, *words: str) -> tuple[Any, Any]:
+    loaded = load.load(store.find(recipe), ["measure=null", f"train.batch={batch}", *words], overrides={})
     torch.manual_seed(0)
     return method_module("distill", loaded.recipe.method.name).build(loaded.recipe, CPU), loaded.recipe
 
@@ -43,7 +45,7 @@ class Straight:
         self.n, self.flow = batch, self.recipe.method.name == "fgm"
         self.nets = {**self.method.nets, "teacher": self.method.teacher}
         for net in self.nets.values():
-            net.requires_grad_(True).eval()
+            net.requires_grad_(True).eval().to(memory_format=torch.contiguous_format)
         self.optimisers = {
             k: optim.build(self.method.optim[k], self.nets[k].parameters()) for k in ("fake", "generator")
         }
@@ -94,8 +96,8 @@ class Straight:
 class Ours:
     """The engine's own update."""
 
-    def __init__(self, recipe: str, batch: int) -> None:
-        self.method, self.recipe = built(recipe, batch)
+    def __init__(self, recipe: str, batch: int, *words: str) -> None:
+        self.method, self.recipe = built(recipe, batch, *words)
         self.state, self.means = loop.start(self.method), loop._Means()
 
     def step(self, k: int) -> None:
@@ -153,18 +155,22 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for recipe in ("distill/sim/edm-digits", "distill/fgm/flow-digits"):
-        ours, straight = Ours(recipe, args.batch), Straight(recipe, args.batch)
-        apart = gradients(ours, straight)
-        bytes_kept = [kept(each.step) for each in (ours, straight)]
-        taken: list[list[float]] = [[], []]
+        straight = Straight(recipe, args.batch)
+        ours = {"ours": Ours(recipe, args.batch), "ours, reuse": Ours(recipe, args.batch, "method.reuse=true")}
+        apart = {name: gradients(each, straight) for name, each in ours.items()}
+        every: dict[str, Any] = {"straight": straight, **ours}
+        bytes_kept = {name: kept(each.step) for name, each in every.items()}
+        taken: dict[str, list[float]] = {name: [] for name in every}
         for k in range(1, args.steps + 1):
-            for each, column in zip((ours, straight), taken, strict=True):
+            for name, each in every.items():
                 begun = time.perf_counter()
                 each.step(k)
-                column.append(time.perf_counter() - begun)
-        mine, theirs = (statistics.median(column) for column in taken)
-        row = {"recipe": recipe, "ms": 1000 * mine, "straight_ms": 1000 * theirs, "time": mine / theirs}
-        rows.append(row | {"memory": bytes_kept[0] / bytes_kept[1], "gradients": apart})
+                taken[name].append(time.perf_counter() - begun)
+        ms = {name: 1000 * statistics.median(column) for name, column in taken.items()}
+        for name in ours:
+            row = {"recipe": recipe, "step": name, "ms": ms[name], "straight_ms": ms["straight"]}
+            row |= {"time": ms[name] / ms["straight"], "memory": bytes_kept[name] / bytes_kept["straight"]}
+            rows.append(row | {"gradients": apart[name]})
     print(json.dumps({"threads": torch.get_num_threads(), "batch": args.batch, "rows": rows}, indent=1))
 
 

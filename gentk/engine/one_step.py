@@ -33,12 +33,14 @@ from gentk.engine.method import Export, Metrics
 from gentk.errors import RecipeError
 from gentk.losses import matching
 from gentk.losses.divergence import Weight, weight
+from gentk.nets.lora import Adapted, adapted, merged
 from gentk.processes import times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model
 from gentk.processes.process import Process, diffuse, ratio
 from gentk.recipe import yaml12
+from gentk.recipe.lora import Lora
 from gentk.recipe.schema import Times
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -157,13 +159,15 @@ class Core:
         loss: Literal["edm", "flow"],
         scale: float = 1.0,
         dropout: float = 0.0,
+        samples: tuple[Tensor, Any] | None = None,
     ) -> Tensor:
-        """The fake score's loss () on n fresh samples: it fits them as data, the generator does not move here.
+        """The fake score's loss () on n samples: it fits them as data, the generator does not move here.
 
-        `scale` guides it while it learns; `dropout` is the share of conditions hidden from it.
+        `samples` are (x0, cond) made before, None: fresh ones. `scale` guides it while it learns; `dropout` is the
+        share of conditions hidden from it.
         """
         with torch.no_grad():
-            x0, cond = self.generate(n, gen)
+            x0, cond = samples or self.generate(n, gen)
         t, eps = self.noise(law, n, gen)
         if dropout and cond is not None:
             cond = self.conditions.hide(cond, torch.rand(n, generator=gen, device=self.where) < dropout)
@@ -216,12 +220,25 @@ class Core:
 
 
 def copies(net: Denoiser, *, dropout: float = 0.0) -> Denoiser:
-    """A copy that learns by itself, with a dropout of its own."""
+    """A copy that learns by itself, with a dropout of its own; in float32 where `net` computes in less."""
     new = copy.deepcopy(net)
+    if next(new.parameters()).dtype in (torch.float16, torch.bfloat16):
+        new.float()
     for module in new.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
     return new
+
+
+def learner(net: Denoiser, lora: Lora | None, gen: torch.Generator, *, dropout: float = 0.0) -> Denoiser:
+    """What starts as `net` and learns: a copy, or adapters (of `gen`) around the weights of `net`, which stay."""
+    if lora is None:
+        return copies(net, dropout=dropout)
+    around = adapted(net.net, lora, gen)
+    for module in around.body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    return Denoiser(around, net.process, net.predicts, net.sigma_data, net.inputs)
 
 
 def start(sigma_init: float, process: Process, place: str = "method.sigma_init") -> Tensor:
@@ -264,4 +281,5 @@ def export(student: Denoiser, model: Model, sigma_init: float, teacher: str) -> 
         "sigma_init": sigma_init if math.isfinite(sigma_init) else "inf",  # JSON has no number for it
         "teacher": teacher,
     }
-    return Export(student.net, header)
+    net = student.net
+    return Export(merged(net) if isinstance(net, Adapted) else net, header)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from gentk.recipe.lora import Lora
 from gentk.recipe.schema import (
     Data,
     Ema,
@@ -51,6 +52,11 @@ class OneStepSettings(Section):
         "((1 + sigma) / sigma)^2",
     )
     fake_steps: PositiveInt = Field(1, description="updates of the fake score per generator update")
+    reuse: bool = Field(
+        False,
+        description="the generator goes first in a step and its samples serve the fake score's updates too: one "
+        "call of it per step, where every update of the fake score has samples of its own otherwise",
+    )
     fake_loss: Literal["edm", "flow"] = Field(
         "edm", description="what the fake score learns by: EDM's weighted denoising error, or flow matching"
     )
@@ -80,6 +86,9 @@ class Recipe(Head, Generic[M]):
     task: Literal["distill"]
     teacher: str = Field(description="model name, run folder or safetensors file of the diffusion or flow model")
     method: M = Field(description="the method and its settings")
+    lora: Lora | None = Field(
+        None, description="generator and fake score as adapters on the teacher's own weights; null: as full copies"
+    )
     optim: Optim = Field(description="optimisers of the two networks")
     ema: Ema = Field(Ema(), description="averaging of the generator; the average is evaluated and exported")
     train: Train = Field(description="the loop")

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gentk import data
+from gentk.engine import rng
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
-from gentk.engine.one_step import Core, Labels, Objective, copies, export, gaps, label_dropout, start
+from gentk.engine.one_step import Core, Labels, Objective, export, gaps, label_dropout, learner, start
+from gentk.engine.precision import saving
 from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import Model, fast_layout, load
@@ -41,11 +43,20 @@ class OneStep:
         self.t_init = start(self.config.sigma_init, self.process)
         self.guidance: Guidance = self.config.guidance
         _check(self.guidance, self.model)
+        if recipe.train.checkpointing:  # before the copies: gradients pass through the teacher too
+            saving({"teacher": self.teacher})
         # both start from the teacher's weights: the paper's initialisation
-        self.nets = {name: copies(self.teacher, dropout=self.config.dropout) for name in ("fake", "generator")}
+        self.nets = {
+            name: learner(
+                self.teacher, recipe.lora, rng.generator(recipe.seed, "lora", name), dropout=self.config.dropout
+            )
+            for name in ("fake", "generator")
+        }
         self.core = Core(self.teacher, self.nets, self.model.shape, Labels(self.model.classes), self.t_init, where)
         self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
         self.optim = {"generator": recipe.optim.generator, "fake": recipe.optim.fake}
+        self._made: list[tuple[Tensor, Any]] = []  # samples of this step's generator update, by micro-batch
+        self._reused: Iterator[tuple[Tensor, Any]] = iter(())
         self.data = None  # data-free: everything is learned from the teacher
         self.judge: Judge | None = None
         self._teacher_shown: Tensor | None = None
@@ -60,10 +71,20 @@ class OneStep:
             self.judge = Judge(recipe.measure, train, test, where)
 
     def phases(self, step: int) -> Iterator[Phase]:
-        """`fake_steps` updates of the fake score, then one of the generator."""
+        """`fake_steps` updates of the fake score, then one of the generator; with `reuse` the generator goes first.
+
+        First, because a fake score that was just fitted to samples lies too near to them to judge the same ones; so it
+        learns from those of one update ago instead.
+        """
+        generator = Phase("generator", ("generator",), self._generator_loss)
+        if self.config.reuse:
+            self._made.clear()
+            yield generator
         for k in range(self.config.fake_steps):
+            self._reused = iter(self._made)
             yield Phase("fake" if k == 0 else f"fake-{k + 1}", ("fake",), self._fake_loss)
-        yield Phase("generator", ("generator",), self._generator_loss)
+        if not self.config.reuse:
+            yield generator
 
     def _fake_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         config, guidance = self.config, self.guidance
@@ -74,11 +95,14 @@ class OneStep:
             loss=config.fake_loss,
             scale=guidance.fake_train,
             dropout=guidance.label_dropout,
+            samples=next(self._reused) if config.reuse else None,
         )
         return loss, {}
 
     def _generator_loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x0, cond = self.core.generate(batch.n, gen)
+        if self.config.reuse:
+            self._made.append((x0.detach(), cond))  # for the fake score they are data
         seen = self.core.compare(
             x0,
             cond,
