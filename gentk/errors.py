@@ -10,9 +10,14 @@ from collections.abc import Iterable
 
 
 class GentkError(Exception):
-    """A fault with a place, a cause and a remedy. `code` is the process's exit code."""
+    """A fault with a place, a cause and a remedy. `code` is the process's exit code.
+
+    Of several processes of one run: `shared` where the others know of it, `told` where another one says it.
+    """
 
     code = 1
+    shared = False
+    told = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

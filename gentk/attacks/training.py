@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gentk.attacks.ball import Ball
 from gentk.attacks.victim import Tape
+from gentk.processes import rows
 
 _NUDGE = 0.001  # of TRADES: its divergence has gradient 0 at the image itself
 
@@ -92,4 +93,4 @@ def _answering(net: nn.Module) -> Iterator[None]:
 
 
 def _tape(x: Tensor, gen: torch.Generator) -> Tape:
-    return Tape(torch.randint(2**62, (len(x),), generator=gen, device=gen.device).cpu())
+    return Tape(rows.randint(2**62, (len(x),), gen, device=gen.device).cpu())

@@ -75,6 +75,8 @@ def guard() -> Iterator[None]:
     try:
         yield
     except GentkError as error:
+        if error.told:  # by another process of the same run
+            raise typer.Exit(error.code) from None
         _lines("error", str(error), typer.colors.RED)
         if error.hint:
             _lines("hint", error.hint, typer.colors.CYAN)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from gentk.engine import dist
 from gentk.engine.method import Export, Result
 from gentk.engine.run import Run
 from gentk.nets import weights
@@ -17,6 +18,8 @@ _DIVERGED = 3.0  # times the best distance: far beyond the scatter of a preview'
 
 def keep(run: Run, folder: Path, exports: Mapping[str, Export], metrics: Mapping[str, float]) -> None:
     """Writes each model with its header, the recipe, the seed and its figures. Raises RunFailed if the disk refuses."""
+    if not dist.current().first:
+        return
     recipe = run.job.recipe
     for name, export in exports.items():
         header = {**export.header, "recipe": dump(recipe), "seed": recipe.seed, "metrics": dict(metrics)}
@@ -30,6 +33,10 @@ def watch(run: Run, step: int, shown: Result) -> None:
     best models are worth more than its last. What was seen stands in run.json, as `best` and `diverged`, so that a
     resumed run goes on from there.
     """
+    _say(run, step, shown)
+    if shown.rank is not None:
+        _rank(run, step, shown)
+        return
     distance = shown.metrics.get("fd")
     if distance is None or not shown.exports:
         return
@@ -46,3 +53,28 @@ def watch(run: Run, step: int, shown: Result) -> None:
         run.update(diverged=step)
         if not run.job.quiet:
             print(f"warning: {line}", file=sys.stderr)
+
+
+def _say(run: Run, step: int, shown: Result) -> None:
+    """Remarks that are new, into run.json, the log and stderr; and the end of the training, where it is asked for."""
+    known = list(run.info.get("remarks", ()))
+    new = [each for each in shown.remarks if each["name"] not in {k["name"] for k in known}]
+    for remark in new:
+        line = f"step {step}: {remark['words']}"
+        if remark["kind"] == "flag":
+            run.warn(line)
+            if not run.job.quiet:
+                print(f"warning: {line}", file=sys.stderr)
+    if new:
+        run.update(remarks=known + [each | {"words": f"Step {step}: {each['words']}"} for each in new])
+    if shown.halt:
+        run.update(halted=step)
+
+
+def _rank(run: Run, step: int, shown: Result) -> None:
+    """Keeps the models of the least rank so far; of none that is infinite."""
+    assert shown.rank is not None
+    best = run.info.get("best")
+    if math.isfinite(shown.rank) and (best is None or shown.rank < best["rank"]):
+        keep(run, run.folder / "best", shown.exports, shown.metrics)
+        run.update(best={"step": step, "rank": shown.rank})

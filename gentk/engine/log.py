@@ -89,6 +89,22 @@ class Log:
         fresh.replace(self._path)
 
 
+class Silent:
+    """The log of a process that follows: another one writes."""
+
+    def metrics(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def text(self, line: str) -> None:
+        """Nothing."""
+
+    def truncate(self, step: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, oldest first; empty where there is none, and without a torn last line.
 

@@ -4,16 +4,19 @@ against numbers that are not finite, checkpoints and exact resume."""
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gentk.engine import checkpoint, ema, optim, pictures, rng
+from gentk.engine import checkpoint, dist, ema, gradients, optim, pictures, rng
+from gentk.engine.dist import Group
 from gentk.engine.keeping import watch
 from gentk.engine.method import Batch, Phase, Trainable
 from gentk.engine.precision import autocast, compiled, saving
@@ -83,16 +86,18 @@ class _Means:
             self.sums[name] = self.sums.get(name, zero) + torch.where(seen, value.detach(), zero)
             self.counts[name] = self.counts.get(name, zero) + seen
 
-    def take(self) -> dict[str, float]:
-        means = {
-            name: float(total) / float(self.counts[name]) for name, total in self.sums.items() if self.counts[name]
-        }
+    def take(self, group: Group) -> dict[str, float]:
+        """The means over all processes since the last call."""
+        own = {name: [float(total), float(self.counts[name])] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
-        return means
+        if group.size > 1:
+            every = [json.loads(text) for text in group.texts(json.dumps(own))]
+            own = {name: [sum(each[name][k] for each in every if name in each) for k in (0, 1)] for name in own}
+        return {name: total / count for name, (total, count) in own.items() if count}
 
 
 def _update(
-    method: Trainable, state: State, phase: Phase, train: Train, seed: int, where: torch.device, means: _Means
+    method: Trainable, state: State, phase: Phase, train: Train, seed: int, where: torch.device, means: _Means, at: _At
 ) -> None:
     """One optimiser update. Raises RunFailed when loss or gradient is not finite and the recipe says stop."""
     for name, net in method.nets.items():
@@ -103,21 +108,15 @@ def _update(
     nets = [method.nets[name] for name in phase.nets]
     for name in phase.nets:
         state.optimisers[name].zero_grad(set_to_none=True)
-    micro = train.batch // train.accumulate
-    total = torch.zeros((), device=where)
-    for i in range(train.accumulate):
-        gen = rng.generator(seed, state.step, phase.name, i, device=where)
-        rng.reseed(rng.key(seed, state.step, phase.name, i, "global"), where)  # dropout draws from the global generator
-        batch = Batch(micro)
-        if method.data is not None:
-            position = state.step * train.batch + i * micro
-            x, y = method.data.batch(rng.indices(seed, position, micro, len(method.data)))
-            batch = Batch(micro, x.to(where), None if y is None else y.to(where))
-        with autocast(where, train.precision):
-            loss, values = phase.loss(batch, gen)
-        (loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach() / train.accumulate
-        means.add({f"{phase.name}/{k}": v for k, v in values.items()})
+    total, place = torch.zeros((), device=where), ""
+    try:
+        _backward(method, state, phase, train, seed, where, means, at.group, total)
+    except GentkError as e:
+        if at.group.size == 1:
+            raise
+        at.fault = e  # the others learn of it by the exchange that they are in, and all end together
+    if at.group.size > 1:
+        total, place = at.exchanged(nets, total)
     norms = {}
     for name, net in zip(phase.nets, nets, strict=True):
         clip = method.optim[name].clip
@@ -128,7 +127,7 @@ def _update(
         for name in phase.nets:
             state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
         if train.nan == "stop" or state.skipped[phase.name] > _LARGEST_SKIP:
-            raise NotFinite(f"step {state.step}, phase `{phase.name}`: the {bad} is not finite")
+            raise NotFinite(f"step {state.step}, phase `{phase.name}`: the {bad} is not finite{place}")
         means.add({f"{phase.name}/skipped": torch.ones(())})
         return
     state.skipped[phase.name] = 0
@@ -138,6 +137,70 @@ def _update(
         state.optimisers[name].step()
         state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
     means.add({f"{phase.name}/loss": total, **{f"{phase.name}/grad_norm_{k}": v for k, v in norms.items()}})
+
+
+def _backward(
+    method: Trainable,
+    state: State,
+    phase: Phase,
+    train: Train,
+    seed: int,
+    where: torch.device,
+    means: _Means,
+    group: Group,
+    total: Tensor,
+) -> None:
+    """Loss and gradients of this process's rows of each micro-batch; the loss is added to `total`."""
+    micro = train.batch // train.accumulate
+    rows = micro // group.size
+    own = () if group.first else ("rank", group.rank)
+    for i in range(train.accumulate):
+        gen = rng.shared(group.rank, group.size, seed, state.step, phase.name, i, device=where)
+        # dropout draws from the global generator
+        rng.reseed(rng.key(seed, state.step, phase.name, i, "global", *own), where)
+        batch = Batch(rows, group=group)
+        if method.data is not None:
+            position = state.step * train.batch + i * micro + group.rank * rows
+            x, y = method.data.batch(rng.indices(seed, position, rows, len(method.data)))
+            batch = Batch(rows, x.to(where), None if y is None else y.to(where), group)
+        with autocast(where, train.precision):
+            loss, values = phase.loss(batch, gen)
+        (loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach() / train.accumulate
+        means.add({f"{phase.name}/{k}": v for k, v in values.items()})
+
+
+@dataclass
+class _At:
+    """Where this process stands among the others: a fault of its own, and a stop signal that one of them has got."""
+
+    group: Group
+    stop: StopRequest
+    fault: GentkError | None = None
+    signal: str | None = None
+
+    def exchanged(self, nets: list[nn.Module], loss: Tensor) -> tuple[Tensor, str]:
+        """The mean loss over the processes, whose gradients are averaged, and words for where one is not finite.
+
+        Raises the fault of the first process that has one.
+        """
+        if self.fault is not None:
+            self.group.tell(self.fault)
+        heard = gradients.share(self.group, nets, loss, fault=self.fault is not None, stop=self.stop.signal)
+        self.signal = self.signal or heard.signal
+        if heard.faults:
+            fault = self.group.failure(heard.faults[0])
+            kind = self.group.words(heard.faults[0])["kind"]
+            raise NotFinite(str(fault)) if kind == NotFinite.__name__ else fault
+        bad = tuple(int(r) for r in (~heard.losses.isfinite()).nonzero().flatten()) or heard.apart
+        return heard.loss, f" on rank {', '.join(map(str, bad))}" if bad else ""
+
+    def stopped(self) -> bool:
+        """Whether all stop after this step."""
+        if self.group.size == 1:
+            return self.stop.signal is not None
+        self.stop.signal = self.stop.signal or self.signal
+        return self.signal is not None
 
 
 class NotFinite(GentkError):
@@ -162,6 +225,7 @@ def fit(
     named when a number is not finite; the state before that update is then kept in `checkpoints/` under `failed-`.
     """
     folder = run.folder / "checkpoints"
+    at = _At(dist.current(), stop)
     state = start(method)
     packed = checkpoint.latest(folder, where, run.warn)
     if packed is not None:
@@ -175,22 +239,25 @@ def fit(
     with Progress(train.steps, train.batch, start=state.step, quiet=run.job.quiet) as progress:
         if state.step == 0 and train.sample_every:
             _preview(method, state, run, train)
-        while state.step < train.steps:
+        while state.step < _end(run, train):
             try:
                 for phase in method.phases(state.step):
-                    _update(method, state, phase, train, seed, where, means)
+                    _update(method, state, phase, train, seed, where, means, at)
             except NotFinite as e:
-                raise _keep_failed(run, state, e) from None
+                raise _keep_failed(run, state, e, at.group) from None
             state.step += 1
             images = state.step * train.batch
             beta = ema.decay(average, train.batch, images)
             for name in method.ema:
                 ema.update(state.averaged[name], method.nets[name], beta)
-            last = state.step == train.steps
+            last, stopped = state.step == train.steps, at.stopped()
             if state.step % train.log_every == 0 or last:
                 seconds, steps = time.monotonic() - mark[0], state.step - mark[1]
                 mark = (time.monotonic(), state.step)
-                values = means.take() | {"steps_per_s": steps / seconds, "images_per_s": steps * train.batch / seconds}
+                values = means.take(at.group) | {
+                    "steps_per_s": steps / seconds,
+                    "images_per_s": steps * train.batch / seconds,
+                }
                 values["memory_mb"] = _memory(where)
                 run.log.metrics(state.step, images, values)
                 progress.update(state.step, values)
@@ -200,28 +267,40 @@ def fit(
                 begun = time.monotonic()
                 _preview(method, state, run, train)
                 mark = (mark[0] + time.monotonic() - begun, mark[1])  # pictures do not count as training time
-            if state.step % train.checkpoint_every == 0 or last or stop.signal is not None:
-                checkpoint.save(folder, state.step, state.pack(), keep=train.keep)
+            last = last or state.step == _end(run, train)
+            if state.step % train.checkpoint_every == 0 or last or stopped:
+                _save(folder, state, train.keep, at.group)
                 run.update(step=state.step, steps=train.steps)
-                if stop.signal is not None and not last:
+                if stopped and not last:
                     stop.stop()
     return state
 
 
+def _save(folder: Path, state: State, keep: int, group: Group) -> Path:
+    """The checkpoint of this step, written by rank 0."""
+    return Path(group.from_first(lambda: str(checkpoint.save(folder, state.step, state.pack(), keep=keep))))
+
+
+def _end(run: Run, train: Train) -> int:
+    """The last step: the recipe's, or the one at which a preview has ended the training."""
+    return min(train.steps, run.info.get("halted", train.steps))
+
+
 def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
     shown = method.preview(state.averaged)
-    for name, picture in shown.pictures.items():
+    for name, picture in shown.pictures.items() if dist.current().first else ():
         pictures.save(picture, run.folder / "samples" / f"{name}-{state.step:08d}.png")
     if shown.metrics:
         run.log.metrics(state.step, state.step * train.batch, {f"eval/{k}": v for k, v in shown.metrics.items()})
     watch(run, state.step, shown)
 
 
-def _keep_failed(run: Run, state: State, error: NotFinite) -> RunFailed:
+def _keep_failed(run: Run, state: State, error: NotFinite, group: Group) -> RunFailed:
     """Saves the state for inspection, apart from the checkpoints that a resume would take."""
-    folder = run.folder / "checkpoints" / "failed"
-    where = checkpoint.save(folder, state.step, state.pack(), keep=1)
-    return RunFailed(
+    where = _save(run.folder / "checkpoints" / "failed", state, 1, group)
+    failed = RunFailed(
         f"{error}; the state is kept in {where}",
         hint="lower the learning rate, set optim...clip, or --set train.nan=skip; the data may hold extreme values",
     )
+    failed.shared, failed.told = group.size > 1, not group.first
+    return failed

@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from gentk.engine.dist import Group
 from gentk.recipe.schema import Optimiser
 
 Metrics = dict[str, Tensor]
@@ -17,11 +18,23 @@ Metrics = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: `n` samples, with data and labels where the method learns from data."""
+    """A micro-batch: `n` samples, with data and labels where the method learns from data.
+
+    Of several processes each has its rows, n of them; rows of `group` are in the order of one process.
+    """
 
     n: int
     x: Tensor | None = None
     y: Tensor | None = None
+    group: Group = field(default_factory=Group)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The rows of all processes, (n, ...) -> (size n, ...), without graph."""
+        return self.group.rows(x)
+
+    def mine(self, x: Tensor) -> Tensor:
+        """This process's rows of what is there for all, (size n, ...) -> (n, ...)."""
+        return x.narrow(0, self.group.rank * self.n, self.n) if self.group.size > 1 else x
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,8 @@ class Phase:
     """One optimiser update: the only networks that have gradients (and are in train mode), and the loss.
 
     `loss(batch, gen)` returns a scalar and figures for the log; every random number comes from `gen`, or from torch's
-    global generator (dropout), which the engine keys likewise.
+    global generator (dropout), which the engine keys likewise. Numbers for rows are drawn by `gentk.processes.rows`,
+    so that several processes that share a batch draw what one would.
     """
 
     name: str
@@ -103,3 +117,9 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Image] = field(default_factory=dict)
     exports: dict[str, Export] = field(default_factory=dict)
+    remarks: tuple[dict[str, str], ...] = ()
+    """What is said in words, each once: `name`, `kind` (`flag`: an alarm) and `words`."""
+    halt: bool = False
+    """Of a preview: the training ends here."""
+    rank: float | None = None
+    """Of a preview: what the best models are kept by, least first; None: its figure `fd`."""

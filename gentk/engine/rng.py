@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gentk.processes.rows import Rows
+
 
 def key(*parts: int | str) -> int:
     """A 63-bit integer that depends on every part and on their order."""
@@ -22,6 +24,19 @@ def key(*parts: int | str) -> int:
 def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded by `key(*parts)`."""
     return torch.Generator(device).manual_seed(key(*parts))
+
+
+def shared(rank: int, size: int, *parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """`generator(*parts)` for a batch that `size` processes share: this one's rows are those of one process."""
+    whole = generator(*parts, device=device)
+    return whole if size == 1 else Rows(whole, key(*parts, "rank", rank), rank, size)
+
+
+def alike(gen: torch.Generator, *parts: int | str) -> torch.Generator:
+    """Another generator of these parts, for the rows that `gen` is for."""
+    if not isinstance(gen, Rows):
+        return generator(*parts, device=gen.device)
+    return shared(gen.rank, gen.size, *parts, device=gen.device)
 
 
 def reseed(seed: int, where: torch.device) -> None:

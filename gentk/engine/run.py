@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
-from gentk.engine.log import Log, json_text
+from gentk.engine import world
+from gentk.engine.log import Log, Silent, json_text
 from gentk.errors import GentkError, MissingAsset, RecipeError, RunFailed, Stopped
 from gentk.recipe import registry, store
 from gentk.recipe.explain import CLAIMS, Difference, diff, digest, dump
@@ -31,12 +32,13 @@ Mode = Literal["auto", "resume", "fresh"]
 
 # What a run that got nowhere leaves behind, besides run.json.
 _LEFTOVER = re.compile(
-    r"run\.lock|recipe\.yaml|log\.txt|metrics\.(jsonl|tmp)|\.(run\.json|recipe\.yaml|report\.html)\.\d+(\.tmp)?"
+    r"run\.lock|recipe\.yaml|log(\.\d+)?\.txt|metrics\.(jsonl|tmp)|\.(run\.json|recipe\.yaml|report\.html)\.\d+(\.tmp)?"
+    r"|slurm-\d+(_\d+)?\.out"
 )
+_QUEUED = re.compile(r"slurm-\d+(_\d+)?\.out")  # Slurm opens its log before the run begins
 # Keys that may change under a run that goes on: none of them touches what its steps compute.
 _FREE = {
-    f"train.{key}"
-    for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track", "checkpointing")
+    f"train.{key}" for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track", "checkpointing")
 }
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
@@ -112,27 +114,32 @@ class Run:
 
     Raises RecipeError when the folder holds another recipe, is something else, or has nothing to resume; RunFailed when
     another process works on it or the folder cannot be written, now or later. A folder that this process made is taken
-    away again when nothing could be run.
+    away again when nothing could be run. With `follows`, the facts of the run that another process of it has opened
+    (`gentk.engine.ranks`), it touches nothing.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, follows: dict[str, Any] | None = None) -> None:
         # A path through `..` would lead nowhere once --fresh has moved the folder that it goes through.
         self.job, self.folder = job, job.out.resolve() if ".." in job.out.parts else job.out
         self.done: dict[str, Any] | None = None  # run.json of a run that had finished before
         self.info: dict[str, Any] = {}
-        self._log: Log | None = None
+        self._log: Log | Silent | None = None
+        self._follows = follows
         self._lock: IO[str] | None = None
         self._made = False  # whether this process made the folder
         self._marked = False  # whether it was this process that put run.lock there
         self._start = time.monotonic()
 
     @property
-    def log(self) -> Log:
+    def log(self) -> Log | Silent:
         """The run's log, open inside the `with` block of an unfinished run."""
         assert self._log is not None
         return self._log
 
     def __enter__(self) -> Self:
+        if self._follows is not None:
+            self.info, self.done, self._log = self._follows["info"], self._follows["done"], Silent()
+            return self
         try:
             self._open()
         except BaseException as error:
@@ -143,7 +150,9 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        self._leave(error, self._unwritable(error) if isinstance(error, OSError) and self._concerns(error) else error)
+        if self._follows is None:
+            told = self._unwritable(error) if isinstance(error, OSError) and self._concerns(error) else error
+            self._leave(error, told)
 
     def _open(self) -> None:
         """Locks the folder first and judges it then: what it holds cannot change in between."""
@@ -222,7 +231,7 @@ class Run:
 
     def _empty(self) -> bool:
         """Whether nothing is there but leftovers. Without a lock of gentk's beside it, a recipe.yaml is the user's."""
-        names = {path.name for path in self.folder.iterdir()}
+        names = {path.name for path in self.folder.iterdir() if not _QUEUED.fullmatch(path.name)}
         return names == {"run.lock"} if self._marked else all(map(_LEFTOVER.fullmatch, names))
 
     def _barren(self, info: dict[str, Any]) -> bool:
@@ -271,6 +280,7 @@ class Run:
             "metrics": {},
         }
         self.info |= {"command": job.command, "host": platform.node(), "pid": os.getpid(), "versions": versions()}
+        self.info["world_size"] = world.size()
         self.info["digest"] = digest(job.recipe)
         self.info.pop("error", None)
         self._seconds = float(self.info["seconds"])
@@ -282,6 +292,8 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Writes facts into run.json, atomically."""
         self.info |= facts
+        if self._follows is not None:
+            return
         self.info["seconds"] = round(self._seconds + time.monotonic() - self._start, 2)
         _write(self.folder / "run.json", json_text(self.info, indent=1))
 

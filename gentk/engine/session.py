@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gentk.engine import loop, pictures, precision, report
+from gentk.engine import dist, loop, pictures, precision, ranks
 from gentk.engine.keeping import keep
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
@@ -28,19 +28,25 @@ def execute(job: Job, build: Build) -> Outcome:
         raise RecipeError(
             f"train.accumulate: a batch of {train.batch} cannot be split into {train.accumulate} equal parts"
         )
+    micro, size = train.batch // train.accumulate, dist.current().size
+    if micro % size:
+        raise RecipeError(
+            f"train.batch: {micro} images at a time cannot be divided among {size} processes",
+            hint=f"a multiple of {size * train.accumulate}, or another number of processes",
+        )
     if job.dry_run:
         return _plan(job, build(job.recipe, precision.device(job.device)))
-    run = Run(job)
+    run: Run | None = None
     with listening() as stop:
         stop.anywhere = True  # but for the loop: whatever else is interrupted can be done again
         try:
-            with run:
+            with ranks.opened(job) as run:
                 if run.done is None:
                     _work(run, build, stop)
         finally:
             stop.anywhere = False  # the end is on its way: a signal now must not lose it
-            if run.info or (run.done and not (run.folder / "report.html").exists()):
-                report.attempt(run.folder)
+            if run is not None and (run.info or (run.done and not (run.folder / "report.html").exists())):
+                ranks.reported(run)
     return run.outcome()
 
 
@@ -69,7 +75,7 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
         raise RunFailed(
             "out of device memory", hint="lower train.batch, raise train.accumulate, or --set train.precision=bf16"
         ) from e
-    for name, picture in result.pictures.items():
+    for name, picture in result.pictures.items() if dist.current().first else ():
         pictures.save(picture, run.folder / "samples" / f"{name}.png")
     keep(run, run.folder / "export", result.exports, result.metrics)
     run.update(metrics={k: float(v) for k, v in result.metrics.items()})

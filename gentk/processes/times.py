@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gentk.processes import rows
 from gentk.processes.process import Process, ratio
 from gentk.recipe import schema
 
@@ -19,8 +20,8 @@ def draw(section: schema.Times, process: Process, n: int, gen: torch.Generator, 
     """
 
     def stream(law: str) -> Tensor:
-        make = torch.randn if law == "normal" else torch.rand
-        return make(n, generator=gen, device=gen.device, dtype=torch.float64).to(device)
+        make = rows.randn if law == "normal" else rows.rand
+        return make((n,), gen, device=gen.device, dtype=torch.float64).to(device)
 
     match section:
         case schema.LogNormal():

@@ -236,10 +236,13 @@ class ExponentialGrid(_SigmaGrid):
 
 
 class TimeGrid(_Grid):
-    """Even in t^(1/power), t the process's own time."""
+    """Even in t^(1/power), t the process's own time; of a flow, moved by a shift after that."""
 
     name: Literal["time"]
     power: PositiveFloat = Field(1.0, description="warp of the grid; above 1: more levels near the data")
+    shift: PositiveFloat = Field(
+        1.0, description="moves a flow's times, the ends included, towards noise: shift t / (1 + (shift - 1) t)"
+    )
     t_min: NonNegativeFloat | None = Field(None, description="smallest time; null: the process's; 0: even down to 0")
     t_max: PositiveFloat | None = Field(None, description="largest time; null: the process's")
 
@@ -339,7 +342,14 @@ class Train(Section):
 
     steps: PositiveInt = Field(description="optimiser steps")
     batch: PositiveInt = Field(128, description="images per step and phase, over all devices")
-    accumulate: PositiveInt = Field(1, description="micro-batches that a batch is split into")
+    accumulate: PositiveInt = Field(
+        1, description="micro-batches that a batch is split into, each divided among the processes"
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes (torchrun): ddp: whole networks in each; fsdp: each keeps a part of weights, "
+        "averages and optimiser states",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs the losses under autocast")
     compile: bool = Field(False, description="torch.compile each network")
     checkpointing: bool = Field(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gentk.processes import rows
 from gentk.processes.process import Process
 
 Trace = Callable[[Tensor, Tensor], None]
@@ -31,7 +32,7 @@ Noise = Callable[[Tensor], Tensor]
 
 def drawn(gen: torch.Generator) -> Noise:
     """The noise of one generator for the whole batch."""
-    return lambda x: torch.randn(x.shape, generator=gen, device=gen.device, dtype=x.dtype).to(x.device)
+    return lambda x: rows.randn(x.shape, gen, device=gen.device, dtype=x.dtype).to(x.device)
 
 
 def evaluations(solve: Callable[..., Tensor], process: Process, grid: Tensor, **own: Any) -> int:

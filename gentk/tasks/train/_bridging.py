@@ -17,7 +17,7 @@ from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.engine.paths import followed, paths_picture, straightness
 from gentk.errors import RecipeError
 from gentk.losses import bridge
-from gentk.processes import times
+from gentk.processes import rows, times
 from gentk.processes.linear_denoiser import LinearDenoiser
 from gentk.processes.models import fast_layout
 
@@ -59,7 +59,7 @@ class Bridging:
         x, y = batch.x, batch.y
         assert x is not None  # the loop supplies data to a method that has some
         if y is not None:
-            hidden = torch.rand(batch.n, generator=gen, device=self.where) < self.config.label_dropout
+            hidden = rows.rand((batch.n,), gen, device=self.where) < self.config.label_dropout
             y = torch.where(hidden, self.data.classes, y)  # the row after the last class means "no label"
         return matching(self.nets["denoiser"], x, y, self.config, gen)
 
@@ -131,7 +131,7 @@ def matching(
     """
     process = denoiser.process
     t = times.draw(config.noise, process, len(x), gen, x.device)
-    eps = torch.randn(x.shape, generator=gen, device=x.device)
+    eps = rows.randn(x.shape, gen, device=x.device)
     z0 = denoiser.encode(x)
     z = denoiser.noised(z0, t, denoiser.to_z(eps.flatten(1)))
     alpha, sigma, sd = denoiser.levels(t)

@@ -18,6 +18,7 @@ from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
 from gentk.metrics.quality import halves
 from gentk.nets.classifier import SmallCnn
+from gentk.processes import rows
 from gentk.processes.models import fast_layout
 
 _STEPS, _ATTACKED = 40, 1000  # the attack that the trained network is measured under, on so many test images at most
@@ -49,7 +50,7 @@ class Classifying:
         x, y, config = batch.x, batch.y, self.config
         assert x is not None  # the loop supplies data to a method that has some
         assert y is not None  # checked in __init__
-        x = _shifted(x, config.shift, gen) + config.noise * torch.randn(x.shape, generator=gen, device=self.where)
+        x = _shifted(x, config.shift, gen) + config.noise * rows.randn(x.shape, gen, device=self.where)
         if config.adversarial is not None:
             return self._attacked(x, y, gen)
         logits = self.nets["classifier"](x)
@@ -135,8 +136,8 @@ def _shifted(x: Tensor, most: int, gen: torch.Generator) -> Tensor:
     if most == 0:
         return x
     n, c, h, w = x.shape
-    offset = torch.randint(0, 2 * most + 1, (2, n, 1), generator=gen, device=x.device)
+    offset = rows.randint(2 * most + 1, (2, n, 1), gen, dim=1, device=x.device)
     padded = F.pad(x, (most,) * 4, mode="replicate")
-    rows = (offset[0] + torch.arange(h, device=x.device))[:, None, :, None].expand(n, c, h, padded.shape[3])
+    down = (offset[0] + torch.arange(h, device=x.device))[:, None, :, None].expand(n, c, h, padded.shape[3])
     columns = (offset[1] + torch.arange(w, device=x.device))[:, None, None, :].expand(n, c, h, w)
-    return padded.gather(2, rows).gather(3, columns)
+    return padded.gather(2, down).gather(3, columns)

@@ -13,7 +13,7 @@ from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
 from gentk.losses.matching import Matching
-from gentk.processes import schedules, times
+from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout
 
@@ -51,11 +51,11 @@ class Denoising:
         assert x is not None  # the loop supplies data to a method that has some
         denoiser = self.nets["denoiser"]
         t = times.draw(config.noise, denoiser.process, batch.n, gen, self.where)
-        eps = torch.randn(x.shape, generator=gen, device=self.where)
-        if self.pair is not None:
-            eps = self.pair(x, eps, y)
+        eps = rows.randn(x.shape, gen, device=self.where)
+        if self.pair is not None:  # by all rows of the micro-batch, whichever process has them
+            eps = batch.mine(self.pair(batch.whole(x), batch.whole(eps), None if y is None else batch.whole(y)))
         if y is not None:
-            hidden = torch.rand(batch.n, generator=gen, device=self.where) < config.label_dropout
+            hidden = rows.rand((batch.n,), gen, device=self.where) < config.label_dropout
             y = torch.where(hidden, self.data.classes, y)  # the row after the last class means "no label"
         return self.loss(denoiser, denoiser.process, x, t, eps, y, config.sigma_data).mean(), {}
 

@@ -15,6 +15,7 @@ from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
 from gentk.metrics.forecasts import crps, crps_sum, weighted_quantile_loss
 from gentk.nets.causal import CausalScore
+from gentk.processes import rows as rows_of
 from gentk.tasks.train._bridging import header_of, improve, linear_denoiser, matching, rates
 
 
@@ -66,7 +67,7 @@ class Forecasting:
 
     def _loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         # windows of the step's own draw: the loop's batch would come without the rows that they begin at
-        first = torch.randint(len(self.data), (batch.n,), generator=gen, device=gen.device).cpu()
+        first = rows_of.randint(len(self.data), (batch.n,), gen, device=gen.device).cpu()
         features, targets = self._prepared(self.data.at(first), first)
         denoiser = self.nets["denoiser"]
         states, _ = _net(denoiser).encode(features.to(self.where))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gentk.losses.energy import Contrast, contrast, langevin
+from gentk.processes import rows
 from gentk.tasks.train_ebm._fitting import Fitting, Given, Remembering
 
 
@@ -32,10 +33,10 @@ def persistent(recipe: Any, where: torch.device) -> Fitting:
         x = memory.chains[slots]
         spread = (config.start * given.net.sd).expand(len(x))
         spread = _rows(spread if given.t is None else (spread**2 + given.t**2).sqrt(), x)
-        fresh = torch.rand(len(x), generator=given.gen, device=x.device) < config.renew
+        fresh = rows.rand((len(x),), given.gen, device=x.device) < config.renew
         x = torch.where(_rows(fresh, x), given.net.centre + spread * given.noise(x), x)
         negatives = _chain(config, given, x)
-        memory.chains[slots] = negatives
+        memory.chains[given.batch.whole(slots)] = given.batch.whole(negatives)
         return contrast(given.energy, given.x, negatives)
 
     fit = Fitting(recipe, where, loss, chains=max(config.buffer, recipe.train.batch), start=config.start)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentk.errors import RecipeError
 from gentk.losses.energy import Contrast, contrast, one_step, posterior, ranking
+from gentk.processes import rows
 from gentk.tasks.train_ebm._fitting import Fitting, Given
 
 _WIDE = 0.5  # sigma over the data's scale beyond which a first-order expansion in sigma^2 says nothing
@@ -48,7 +49,7 @@ def _sigma(config: Any, given: Given) -> Tensor:
     n, where = len(given.x), given.x.device
     if isinstance(config.sigma, tuple):
         low, high = map(math.log, config.sigma)
-        sigma = (low + (high - low) * torch.rand(n, generator=given.gen, device=where)).exp()
+        sigma = (low + (high - low) * rows.rand((n,), given.gen, device=where)).exp()
     else:
         sigma = torch.full((n,), _unit(config, float(given.net.sd)), device=where)
     return sigma if given.t is None else sigma * given.t

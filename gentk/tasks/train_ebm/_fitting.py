@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.losses.energy import Contrast
 from gentk.nets import energy
 from gentk.nets.energy import Energy
+from gentk.processes import rows
 from gentk.processes.models import fast_layout
 from gentk.solvers import Noise, drawn
 
@@ -49,6 +50,7 @@ class Given:
     noise: Noise
     gen: torch.Generator
     slots: Tensor | None = None
+    batch: Batch = field(default_factory=lambda: Batch(0))
 
 
 Loss = Callable[[Given], Contrast]
@@ -89,24 +91,23 @@ class Fitting:
         assert x is not None  # the loop supplies data to a method that has some
         own = bare(net)
         if self.config.dequantise:
-            x = x + self.config.dequantise * (torch.rand(x.shape, generator=gen, device=self.where) - 0.5)
+            x = x + self.config.dequantise * (rows.rand(x.shape, gen, device=self.where) - 0.5)
         slots = None
         if isinstance(net, Remembering):
-            slots = torch.randperm(len(net.chains), generator=gen, device=self.where)[: batch.n]
+            order = torch.randperm(len(net.chains), generator=rows.common(gen), device=self.where)
+            slots = rows.mine(order[: rows.size(gen) * batch.n], gen)
         if self.ladder:
             count = len(self.ladder)
-            index = (
-                torch.randint(count, (batch.n,), generator=gen, device=self.where) if slots is None else slots % count
-            )
+            index = rows.randint(count, (batch.n,), gen, device=self.where) if slots is None else slots % count
             t = torch.tensor(self.ladder, device=self.where)[index]
-            noise = torch.randn(x.shape, generator=gen, device=self.where)
+            noise = rows.randn(x.shape, gen, device=self.where)
             x = x + t.reshape(-1, *(1,) * (x.dim() - 1)) * noise
 
         def at_levels(z: Tensor) -> Tensor:
             out: Tensor = own(z) if t is None else own(z, t.repeat(len(z) // len(t)))
             return out
 
-        found = self.loss(Given(at_levels, own, x, t, drawn(gen), gen, slots))
+        found = self.loss(Given(at_levels, own, x, t, drawn(gen), gen, slots, batch))
         positive, negative = found.positive, found.negative
         gap = (negative - positive).mean().detach()
         if not bool(gap.abs() < self.config.limit) and bool(gap.isfinite()):
