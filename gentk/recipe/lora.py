@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from gentk.recipe.section import Section
@@ -20,7 +18,4 @@ class Lora(Section):
         (),
         description="adapted layers, by name or any whole part of it, as `to_q` or `attn1`; none given: every linear "
         "layer and every convolution of 1 x 1 or 3 x 3",
-    )
-    base: Literal["float32", "bfloat16"] = Field(
-        "float32", description="data type of the frozen base, which is the teacher's too; adapters are float32"
     )
