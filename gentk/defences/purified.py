@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gentk.attacks.victim import Grad, Tape, in_eval_mode, in_range
 from gentk.defences import Purifier
 from gentk.defences.noise import Noise
-from gentk.defences.walk import State, walk
+from gentk.defences.walk import State, walk, whole_graph
 from gentk.errors import RecipeError
 
 Clamp = Literal["hard", "straight-through"]
@@ -21,8 +21,9 @@ class PurifiedClassifier(nn.Module):
     """`classifier` (images in [0, 1], its normalisation inside, -> logits) behind `purifier`; frozen, eval-only.
 
     One answer is the mean of the logits of `votes` purifications. `chunk`: rows that go through the purifier at a time;
-    with gradients, one chunk's step is all that is ever held as a graph. `clamp`: the last step to [0, 1]; straight-
-    through lets the gradient pass where it clips. Raises RecipeError where the classifier is in train mode.
+    with gradients, one chunk's step is all that is ever held as a graph, or one chunk's steps without `checkpoint`, a
+    pass less. `clamp`: the last step to [0, 1]; straight-through lets the gradient pass where it clips. Raises
+    RecipeError where the classifier is in train mode.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class PurifiedClassifier(nn.Module):
         votes: int = 1,
         chunk: int | None = None,
         clamp: Clamp = "hard",
+        checkpoint: bool = True,
     ) -> None:
         super().__init__()
         in_eval_mode(classifier)
         self.classifier = classifier.requires_grad_(False)
         self.classes, self.purifier, self.votes, self.chunk, self.clamp = classes, purifier, votes, chunk, clamp
+        self.checkpoint = checkpoint
         super().train(False)
 
     @property
@@ -110,7 +113,8 @@ class PurifiedClassifier(nn.Module):
     def _through(self, purify: Callable[[Tensor, Noise], Tensor], x: Tensor, tape: Tape, vote: int) -> Tensor:
         if not self.purifier.nfe:
             return x  # not through z and back: nothing at all is to be done
-        out = (purify(2 * x - 1, Noise(tape, f"{vote}/")) + 1) / 2
+        with whole_graph(not self.checkpoint):
+            out = (purify(2 * x - 1, Noise(tape, f"{vote}/")) + 1) / 2
         kept = out.clamp(0, 1)
         return kept if self.clamp == "hard" else out + (kept - out).detach()
 

@@ -7,7 +7,9 @@ the one that was kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,12 +24,26 @@ Step = Callable[[int, State], State]
 _ROUNDING = 1e-3  # of the state's largest value: kernels may differ with and without a graph, noise differs by 1
 
 
+_WHOLE: ContextVar[bool] = ContextVar("whole graph", default=False)
+
+
+@contextmanager
+def whole_graph(wanted: bool = True) -> Iterator[None]:
+    """Walks within it keep the graph of all their steps (`wanted`): the same gradient, faster where memory allows."""
+    before = _WHOLE.set(wanted)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(before)
+
+
 def walk(step: Step, steps: int, state: State) -> State:
     """`state` after `steps` steps. Its gradient, of first order, costs one more pass and holds the graph of one step.
 
-    A step may take gradients itself. Raises RunFailed on the way back where a step done again ends elsewhere.
+    A step may take gradients itself. Raises RunFailed on the way back where a step done again ends elsewhere. Within
+    `whole_graph` nothing is done again, and the graph of all steps is held.
     """
-    if not (torch.is_grad_enabled() and any(each.requires_grad for each in state)):
+    if _WHOLE.get() or not (torch.is_grad_enabled() and any(each.requires_grad for each in state)):
         for i in range(steps):
             state = step(i, state)
         return state

@@ -62,6 +62,11 @@ class Attack(Section):
     restarts: PositiveInt = Field(1, description="starts, the best of which counts")
     random_start: bool = Field(True, description="start anywhere in the ball, not at the image")
     queries: PositiveInt = Field(1000, description="candidates of the square attack")
+    autoattack: Literal["full", "surrogate"] | None = Field(
+        None,
+        description="gradient that autoattack follows within the suite, 2,000 and more of them per image; null: the "
+        "surrogate's where the defence has one, else full",
+    )
     version: Literal["standard", "rand"] | None = Field(
         None, description="of AutoAttack; null: rand where the defence draws noise, else standard"
     )

@@ -13,7 +13,7 @@ from gentk.defences.diffpure import DiffPure
 from gentk.defences.one_shot import OneShot
 from gentk.defences.purify_pp import Churn, PurifyPP
 from gentk.defences.scoreopt import ScoreOpt
-from gentk.defences.walk import walk
+from gentk.defences.walk import walk, whole_graph
 from gentk.errors import RunFailed
 from tests.defences.testbed import density, digits, noise
 
@@ -72,6 +72,33 @@ def test_the_walk_back_is_the_plain_graph(name: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(f"gentk.defences.{module}.walk", plain)
     (whole,) = torch.autograd.grad(purifier(z, draws).pow(2).sum(), z)
     torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
+    monkeypatch.undo()
+    with whole_graph():
+        (kept,) = torch.autograd.grad(purifier(z, draws).pow(2).sum(), z)
+    torch.testing.assert_close(kept, whole, rtol=0, atol=0)
+
+
+def test_a_whole_graph_does_nothing_twice() -> None:
+    """What it saves: each step runs once with a gradient, not twice, and only within it."""
+    calls = []
+
+    def step(i: int, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        calls.append(i)
+        return (state[0] * 2,)
+
+    for wanted, expected in ((True, [0, 1, 2]), (False, [0, 1, 2, 2, 1, 0])):
+        z = torch.ones(2, requires_grad=True)
+        calls.clear()
+        with whole_graph(wanted):
+            (out,) = walk(step, 3, (z,))
+        out.sum().backward()
+        assert (calls, z.grad.tolist()) == (expected, [8.0, 8.0])  # type: ignore[union-attr]
+    with pytest.raises(ZeroDivisionError), whole_graph():
+        raise ZeroDivisionError
+    calls.clear()
+    (out,) = walk(step, 3, (torch.ones(2, requires_grad=True),))
+    out.sum().backward()
+    assert len(calls) == 6
 
 
 class Kept:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from gentk.attacks import stored, suite
+from gentk.attacks.suite import Plan
 from gentk.attacks.victim import Victim
 from gentk.engine.run import Run
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.recipe import extras
 from gentk.tasks.purify._bench import Bench, plan
+
+_COUNTED = ("calls", "brought_into_the_ball", "left_as_broken")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +61,26 @@ def names(recipe: Any, victim: Victim) -> tuple[tuple[str, ...], dict[str, str]]
     return tuple(name for name in wanted if name not in missing), missing
 
 
-def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], None]) -> Made:
-    """The images of an attack: from disk where this run has made them, else attacked now; `told(n)` per batch."""
+@dataclass(frozen=True, eq=False)
+class Broken:
+    """Images that an earlier attack has broken on every draw (`which` (N,) bool) and what broke them, x (N, C, H, W).
+
+    No rule counts them any more, whatever else is tried: a dear attack may leave them out and no minimum changes.
+    """
+
+    which: Tensor
+    x: Tensor
+
+
+def made(
+    run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], None], broken: Broken | None = None
+) -> Made:
+    """The images of an attack: from disk where this run has made them, else attacked now; `told(n)` per batch.
+
+    Those that are `broken` already are kept as they are, and the facts say how many.
+    """
     recipe, folder = run.job.recipe, run.folder
-    settings = plan(recipe)
+    settings = _settings(recipe, bench.victim, name)
     stamp = _stamp(run)
     whole = folder / "adversarial" / f"{_slug(name)}.safetensors"
     before = _kept(whole, stamp)
@@ -74,10 +93,7 @@ def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], No
         path = folder / "parts" / f"{_slug(name)}-{start:08d}.safetensors"
         part = _kept(path, stamp)
         if part is None:
-            x, y, ids = bench.x[rows], bench.y[rows], bench.ids[rows]
-            done = suite.attack(name, bench.victim, x, y, ids, settings)
-            about = {"stamp": stamp, "knowledge": done.knowledge, "seconds": done.seconds, "facts": done.facts}
-            part = stored.Stored(done.x.cpu(), x.cpu(), ids, y.cpu(), settings.ball, about | {"name": name})
+            part = _attacked(name, bench, rows, settings, broken, {"stamp": stamp, "name": name})
             stored.save(path, part)
         found.append(part)
         told(len(part.ids))
@@ -88,11 +104,45 @@ def made(run: Run, bench: Bench, name: str, batch: int, told: Callable[[int], No
         ids,
         y,
         settings.ball,
-        found[0].facts | {"seconds": sum(p.facts["seconds"] for p in found)},
+        _joined([part.facts for part in found]),
     )
     stored.save(whole, joined)
     shutil.rmtree(folder / "parts", ignore_errors=True)
     return _back(name, joined)
+
+
+def _settings(recipe: Any, victim: Victim, name: str) -> Plan:
+    """The plan of one attack; within the suite AutoAttack has a gradient of its own."""
+    settings = plan(recipe)
+    if name != "autoattack" or recipe.attack.name != "suite":
+        return settings
+    usual: Literal["full", "surrogate"] = "surrogate" if "surrogate" in victim.modes else "full"
+    return replace(settings, grad=recipe.attack.autoattack or usual)
+
+
+def _attacked(
+    name: str, bench: Bench, rows: slice, settings: Plan, broken: Broken | None, about: dict[str, Any]
+) -> stored.Stored:
+    """One batch of images attacked now."""
+    x, y, ids = bench.x[rows], bench.y[rows], bench.ids[rows]
+    left = torch.ones(len(x), dtype=torch.bool) if broken is None else ~broken.which[rows]
+    there = left.to(x.device)
+    moved = x.cpu().clone() if broken is None else broken.x[rows].clone()
+    facts: dict[str, Any] = {"knowledge": settings.grad, "seconds": 0.0, "facts": {}}
+    if bool(left.any()):
+        done = suite.attack(name, bench.victim, x[there], y[there], ids[left], settings)
+        moved[left] = done.x.cpu()
+        facts = {"knowledge": done.knowledge, "seconds": done.seconds, "facts": done.facts}
+    if broken is not None:
+        facts["facts"] = facts["facts"] | {"left_as_broken": int((~left).sum())}
+    return stored.Stored(moved, x.cpu(), ids, y.cpu(), settings.ball, about | facts)
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The facts of all batches: sums of what is counted, the rest of the batch that has most to say."""
+    most = max(parts, key=lambda part: len(part["facts"]))
+    summed = {k: sum(part["facts"].get(k, 0) for part in parts) for k in most["facts"] if k in _COUNTED}
+    return most | {"seconds": sum(part["seconds"] for part in parts), "facts": most["facts"] | summed}
 
 
 class Cells:

@@ -61,7 +61,12 @@ def build(recipe: Any, where: torch.device, **own: Any) -> Bench:
     denoise = None if model is None else prior.of(model.net)  # type: ignore[arg-type]  # loaded as a Denoiser
     net = fast_layout(judge.net)
     victim = PurifiedClassifier(
-        net, judge.classes, module.build(config, denoise), votes=recipe.votes, clamp=recipe.clamp
+        net,
+        judge.classes,
+        module.build(config, denoise),
+        votes=recipe.votes,
+        clamp=recipe.clamp,
+        checkpoint=recipe.checkpoint,
     )
     facts = {
         "classifier": {"name": judge.name, "source": judge.source, "classes": judge.classes},

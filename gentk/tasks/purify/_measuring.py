@@ -30,7 +30,7 @@ from gentk.recipe.attacking import disjoint_seeds
 from gentk.recipe.registry import method_module
 from gentk.recipe.stamp import versions
 from gentk.tasks.purify import _showing
-from gentk.tasks.purify._attacking import Cells, Made, again, located, made, names
+from gentk.tasks.purify._attacking import Broken, Cells, Made, again, located, made, names
 from gentk.tasks.purify._bench import Bench, build, files, plan, seeds
 
 _RULE = "average"  # the rule of the figures that carry no other's name
@@ -117,7 +117,12 @@ def _work(run: Run, where: torch.device) -> None:
         progress.update(done)
 
     with Progress(max(1, len(wanted)) * len(bench), 1, label="attack", quiet=run.job.quiet) as progress:
-        images = again(recipe, bench) if recipe.stored else (made(run, bench, n, recipe.batch, told) for n in wanted)
+
+        def attacked(name: str) -> Made:
+            spare = name == "autoattack" and recipe.attack.name == "suite"
+            return made(run, bench, name, recipe.batch, told, _broken(bench, found) if spare else None)
+
+        images = again(recipe, bench) if recipe.stored else map(attacked, wanted)
         for each in images:
             row = _answered(recipe, bench, each.name, each.x.to(where), each)
             found.rows.append(row)
@@ -126,6 +131,16 @@ def _work(run: Run, where: torch.device) -> None:
             run.log.text(f"{each.name}: {_showing.percent(float(row.scores[_RULE].mean()))} in {each.seconds:.0f} s")
     _sweep(run, bench, found, where)
     _write(run, bench, found)
+
+
+def _broken(bench: Bench, found: Findings) -> Broken:
+    """The images that no draw answers rightly any more under one of the attacks so far."""
+    which, x = torch.zeros(len(bench), dtype=torch.bool), bench.x.cpu().clone()
+    for row in found.rows:
+        if row.made is not None:
+            new = (row.right == 0) & ~which
+            x[new], which = row.made.x[new], which | new
+    return Broken(which, x)
 
 
 def _answered(recipe: Any, bench: Bench, name: str, x: Tensor, by: Made | None) -> Answered:

@@ -69,6 +69,14 @@ def remarks(
             "noise: the difference is what randomness hides, not what it removes."
         )
         said.append({"kind": "note", "words": words})
+    for row in found.rows:
+        spared = row.made.facts.get("left_as_broken", 0) if row.made else 0
+        if spared:
+            words = (
+                f"{row.name} was run on {len(row.right) - spared} images: {spared} stood as earlier attacks had left "
+                "them, wrong on every draw; no minimum changes by that."
+            )
+            said.append({"kind": "note", "words": _sentence(words)})
     for name, why in found.missing.items():
         said.append({"kind": "note", "words": _sentence(f"the attack {name} was not run: {why}")})
     if recipe.method.name == "purify-pp":
