@@ -275,8 +275,8 @@ class Implicit:
         """
         gen = rng.generator(self.recipe.seed, "width", device=self.where)
         y = sampler.coordinates(torch.randn(_COUNTED, self.density.dim, generator=gen, device=self.where))
-        # one coordinate has a variance and no matrix
-        narrowest = float(torch.linalg.eigvalsh(torch.atleast_2d(y.double().T.cov()))[0].clamp(min=0).sqrt())
+        cov = y.double().T.cov().reshape(self.density.dim, -1)  # of one coordinate it comes as a number
+        narrowest = float(torch.linalg.eigvalsh(cov)[0].clamp(min=0).sqrt())
         ratio = self.sigma(int(self.recipe.train.steps) - 1) / max(narrowest, 1e-30)
         share = float(self.score.cut[0] / self.score.cut[1].clamp(min=1))
         if share > _CUT:
