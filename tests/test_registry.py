@@ -17,6 +17,7 @@ TASKS = {
     "train": "data",
     "train-ebm": "data",
     "distill": "teacher",
+    "align": "generator",
     "sample": "model",
     "purify": "data",
     "restore": "data",

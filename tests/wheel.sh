@@ -27,6 +27,7 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
       [[ $task == train ]] || measured='^(measure|base):'  # the distillation recipes that build on others measure
       ! grep -Eq "$measured" "$recipes/$recipe.yaml" || cut+=(--set measure.n=200 --set measure.preview=0)
       ;;
+    align) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0 --set method.warmup=1 --set method.watch.samples=50) ;;
     train-ebm) cut=("${quick[@]}" --set measure.n=100 --set measure.preview=0 --set measure.longer=0) ;;
     sample) cut=(--quiet -n 4) ;;
     evaluate) cut=(--quiet --set method.n=200) ;;

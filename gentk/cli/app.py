@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from gentk import __version__
-from gentk.cli import console, doctor, measuring, models, options, purifying, recipes, restoring, runs, sampling
+from gentk.cli import aligning, console, doctor, measuring, models, options, purifying, recipes, restoring, runs, sampling
 from gentk.errors import RecipeError
 from gentk.recipe import registry
 
 # Options that one task alone has, and what turns them into the method and keys of its recipe.
 _OWN: dict[str, Any] = {
+    "align": (aligning.OPTIONS, aligning.understood),
     "sample": (sampling.OPTIONS, sampling.understood),
     "evaluate": (measuring.OPTIONS, measuring.understood),
     "purify": (purifying.OPTIONS, purifying.understood),

@@ -27,6 +27,9 @@ Seeds = Annotated[
 ]
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN RUN]", help="For `compare`: two finished evaluations.")]
 Reference = Annotated[str | None, typer.Option(help="Data set, folder of pictures, or .npz of statistics.")]
+Reward = Annotated[
+    str | None, typer.Option(metavar="NAME[,NAME]...", help="Rewards instead of the recipe's: class, MODULE:FUNCTION, ...")
+]
 Weights = Annotated[str | None, typer.Option(help="File of the metric's network.")]
 Prompts = Annotated[str | None, typer.Option(help="File of prompts: .txt, .json or .jsonl.")]
 Nfe = Annotated[str | None, typer.Option(metavar="N[,N]...", help="Network evaluations per sample; a list to compare.")]
@@ -37,6 +40,7 @@ Compare = Annotated[
 _SUBJECTS = {
     "data": "Data set: digits, mnist, points:NAME, images:FOLDER, ...",
     "teacher": "Diffusion model: a name, a run folder or a safetensors file.",
+    "generator": "One-step generator: a name, a run folder or a safetensors file.",
     "model": "Model: a name, a run folder or a safetensors file.",
     "target": "Density: NAME, logistic:NAME|FILE.csv, ebm:RUN or MODULE:FUNCTION (implicit-kl, implicit-fisher).",
     "samples": "Sample run, PNG folder, .npz file, or a model to draw from.",

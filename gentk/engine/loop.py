@@ -283,7 +283,7 @@ def _save(folder: Path, state: State, keep: int, group: Group) -> Path:
 
 def _end(run: Run, train: Train) -> int:
     """The last step: the recipe's, or the one at which a preview has ended the training."""
-    return min(train.steps, run.info.get("halted", train.steps))
+    return min(train.steps, int(run.info.get("halted", train.steps)))
 
 
 def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
