@@ -3,6 +3,7 @@
     python benchmarks/vsdm.py points  [--out FOLDER] [--seeds 1]     spiral and checkerboard at 6, 8, 10, 20 NFE
     python benchmarks/vsdm.py digits  [--out FOLDER]                 FD at 10, 20, 50 NFE, beside edm-digits
     python benchmarks/vsdm.py series  [--out FOLDER] [--seeds 3]     CRPS-Sum on exchange rate and ETTh1 (GENTK_DATA)
+    python benchmarks/vsdm.py held_out [--out FOLDER] [--seeds 3]    the same, length and sampler by the windows before
     python benchmarks/vsdm.py forms   [--out FOLDER]                 time and memory of the three forms of A over d
 
 Every model is trained by the shipped recipe of its data set; `dsm` is the same with `stages: 0, start: zero`, so that A
@@ -156,6 +157,71 @@ def series(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
     return rows
 
 
+LENGTHS = (150, 400)
+SAMPLERS = (("flow", 10), ("flow", 20), ("sde", 20), ("sde", 50))
+TUNING = 100  # a seed that no table uses
+
+
+def held_out(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
+    """Updates and sampler of each model chosen on five windows before the test windows, then the test, once."""
+    from gentk.data import series as files
+    from gentk.engine.forecasting import Scale, forecast
+    from gentk.metrics.forecasts import crps_sum
+    from gentk.recipe.series import Series
+
+    def validated(run: Path, how: str, nfe: int) -> float:
+        model = load(str(run), kinds=("forecaster",), where=CPU)
+        own = model.header["series"] | {"sampler": how, "nfe": nfe}
+        section = Series.model_validate_json(json.dumps(own))
+        rows = files.load(Data(name=model.header["data"]["name"]), section)
+        first = rows.starts("validation")
+        x = rows.at(first)
+        denoiser: Any = model.net
+        scale = Scale(*(torch.tensor(each) for each in model.header["scale"]))
+        given = {"count": 100, "prior": "exact", "gen": torch.Generator().manual_seed(0)}
+        paths = forecast(denoiser, scale, section, x[:, : section.context], first, **given)  # type: ignore[arg-type]
+        return crps_sum(paths, x[:, section.context :].double())
+
+    path = out / f"held_out{only.replace('/', '-').replace(':', '-')}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    common = ["train.sample_every=0", "method.series.validation=5"]
+    for recipe in SERIES:
+        for label, sets in {"vsdm": [], "dsm": PLAIN}.items():
+            if only and only not in (recipe, label, f"{recipe}:{label}"):
+                continue
+            tried = []
+            for steps in LENGTHS:
+                lengthened = [*common, *sets, f"train.steps={steps}"]
+                run, _ = trained(out, recipe, f"{label} {steps}", lengthened, TUNING)
+                for how, nfe in SAMPLERS:
+                    tried.append((validated(run, how, nfe), steps, how, nfe))
+            best, steps, how, nfe = min(tried)
+            print(recipe, label, "validation:", [(round(t[0], 5), *t[1:]) for t in tried], flush=True)
+            chosen = [
+                *common,
+                *sets,
+                f"train.steps={steps}",
+                f"method.series.sampler={how}",
+                f"method.series.nfe={nfe}",
+            ]
+            for seed in range(seeds):
+                key = {"data": recipe, "model": label, "seed": seed, "steps": steps, "sampler": how, "nfe": nfe}
+                if not any(all(row[k] == v for k, v in key.items()) for row in rows):
+                    _, metrics = trained(out, recipe, f"{label} chosen", chosen, seed)
+                    rows.append(key | {"validation": best} | metrics)
+                    path.write_text(json.dumps(rows, indent=1))
+    print("\n| data | forecast | updates, sampler, NFE | CRPS-Sum | CRPS |\n|---|---|---|---|---|")
+    for recipe in SERIES:
+        for label in FORECASTS:
+            model, end = ("vsdm", "_" + label) if label.startswith("naive") else (label, "")
+            found = [row for row in rows if (row["data"], row["model"]) == (recipe, model)]
+            if found:
+                how = "" if end else f"{found[0]['steps']}, {found[0]['sampler']}, {found[0]['nfe']}"
+                cells = [how, *(spread([row[k + end] for row in found]) for k in ("crps_sum", "crps"))]
+                print(f"| {recipe.rpartition('series-')[2]} | {label.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return rows
+
+
 def spread(values: list[float]) -> str:
     mean = sum(values) / len(values)
     return f"{mean:.5f} ({min(values):.5f} to {max(values):.5f})" if min(values) < max(values) else f"{mean:.5f}"
@@ -252,7 +318,7 @@ def forms(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["points", "digits", "series", "forms"])
+    parser.add_argument("part", choices=["points", "digits", "series", "held_out", "forms"])
     parser.add_argument("--out", type=Path, default=Path("runs/vsdm-benchmark"))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="", help="one model or data set: a benchmark in pieces")

@@ -117,8 +117,8 @@ def forecast(
 ) -> Tensor:
     """`count` paths (count, n, horizon, d), float64, after contexts (n, context, d) that begin at rows `first` (n,).
 
-    The probability flow by DPM-Solver++(2M) in the eigenbasis, `nfe` evaluations a row, even in time: the reverse SDE
-    in so few steps leaves noise in, which would add up over the horizon.
+    By `section.sampler` in the eigenbasis, `nfe` evaluations a row, even in time: the reverse SDE in few steps leaves
+    noise in, which adds up over the horizon.
     """
     net, where = denoiser.net, denoiser.mean.device
     assert isinstance(net, CausalScore)
@@ -127,16 +127,20 @@ def forecast(
     frame = Frame.of(context, scale, section).take(index)
     rows, at = context[index], first[index]
     grid = build(TimeGrid(name="time"), section.nfe, denoiser.process)
-    solve = coordinates.solver("dpmpp-2m", denoiser.process, denoiser.index, grid)
+    name, own = ("sa-solver", {"tau": 1.0}) if section.sampler == "sde" else ("dpmpp-2m", {})
+    solve = coordinates.solver(name, denoiser.process, denoiser.index, grid, **own)
 
     def unit(width: int) -> Tensor:
         return torch.randn(len(index), width, generator=gen).to(where)
+
+    def noise(z: Tensor) -> Tensor:
+        return denoiser.to_z(unit(d).to(z))
 
     states, state = net.encode(frame.features(rows, at).to(where))
     made = []
     for _ in range(section.horizon):
         z = denoiser.start(unit(d), unit(2 * d), prior, grid[0])
-        z = solve(denoiser.clean, None, z, grid, None, cond=states[:, -1])
+        z = solve(denoiser.clean, None, z, grid, noise, cond=states[:, -1])
         made.append(frame.row(denoiser.decode(z).cpu(), rows[:, -1]))
         at = at + rows.shape[1] - season
         rows = torch.cat([rows[:, -season:], made[-1][:, None]], 1)

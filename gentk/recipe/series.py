@@ -29,6 +29,10 @@ class Series(Section):
         "step", description="what is noised: a row itself, or its step from the row before"
     )
     paths: PositiveInt = Field(100, description="sample paths of a forecast")
+    sampler: Literal["flow", "sde"] = Field(
+        "flow",
+        description="probability flow by dpmpp-2m, or the reverse SDE by sa-solver, tau 1, for 20 evaluations up",
+    )
     nfe: PositiveInt = Field(20, description="network evaluations per row of a path")
     hidden: PositiveInt = Field(64, description="width of the recurrent state that a forecast is conditioned on")
 
