@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from PIL.Image import Image
@@ -97,6 +97,19 @@ def rounded(samples: Tensor) -> Tensor:
     return to_uint8(samples).float() / 127.5 - 1 if samples.dim() == 4 else samples
 
 
+class Drawer(Protocol):
+    """Whatever samples can be had of: a `Sampler`, or a method's own way."""
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per sample."""
+        ...
+
+    def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
+        """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU."""
+        ...
+
+
 class Judge:
     """Measures samplers against one data set in one feature space."""
 
@@ -107,7 +120,7 @@ class Judge:
         self.section, self.train, self.test = section, train, test
         self.extract: Extractor = extractor(section.features, shape=train.shape, where=where)
 
-    def __call__(self, sampler: Sampler, seed: int) -> dict[str, float]:
+    def __call__(self, sampler: Drawer, seed: int) -> dict[str, float]:
         """The figures of `metrics.quality`, `nfe`, and `ms_per_sample`: the wall time of drawing, per sample."""
         begun = time.perf_counter()
         samples = rounded(sampler(self.section.n, seed, batch=self.section.batch))
@@ -115,7 +128,7 @@ class Judge:
         figures = quality(samples, self.train, self.test, self.extract, k=self.section.k)
         return figures | {"nfe": float(sampler.nfe), "ms_per_sample": 1000 * seconds / self.section.n}
 
-    def glance(self, sampler: Sampler, seed: int) -> dict[str, float]:
+    def glance(self, sampler: Drawer, seed: int) -> dict[str, float]:
         """The Frechet distance of few samples, for the curve along the way; empty when `measure.preview` is 0."""
         if not self.section.preview:
             return {}

@@ -12,8 +12,8 @@ noise     noise(x) -> standard normal of x's shape, new at every call
 All work in variance-exploding coordinates, x_s = x0 + s eps. No row of a batch depends on another: norms are per image
 (over the whole batch, as in published code, a step would shrink with the batch).
 
-`POSTERIOR` in each file says what its draws are: "exact" for a Gaussian prior, "approximate", or "point": one estimate
-whose spread is no uncertainty.
+`POSTERIOR` in each file says what its draws are: "exact" but for the steps' size, "approximate", or "point": one
+estimate whose spread is no uncertainty. A file whose method walks only a part of the levels has `levels_of`.
 """
 
 from __future__ import annotations

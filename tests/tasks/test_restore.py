@@ -197,7 +197,7 @@ def test_what_is_refused() -> None:
     noise = ("--operator", "noise")
     for code, words, said in (
         (2, ("dps", "--draws", 4), "is point restoration: the spread of its results is no uncertainty"),
-        (2, ("pigdm", "--sigma", 0), "the covariance form divides by the noise"),
+        (2, ("pigdm", "--sigma", 0), "sigma: 0: `pigdm` with these settings needs noise"),
         (2, ("ddnm", "--operator", "impaint"), "did you mean `inpaint`"),
         (2, ("ddnm", "--operator", "blur", "--set", "operator.size=9"), "does not fit into images of 8 x 8"),
         (2, ("ddnm", "--operator", "grey"), "takes colour images"),

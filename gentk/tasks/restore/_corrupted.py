@@ -10,7 +10,9 @@ from torch import Tensor
 from gentk import data, operators
 from gentk.data import DataSet, Split
 from gentk.engine import rng
+from gentk.engine.method import Export
 from gentk.operators import Operator
+from gentk.processes.denoiser import Denoiser
 
 _FOR_MOMENTS = 4096  # measurements that mean and variance are taken from
 _FLOOR = 0.1  # least deviation of a pixel in the warm-up's prior: data in [-1, 1] hold whole rows of one value
@@ -77,3 +79,23 @@ class Moments:
             self.mean = torch.full(op.shape, float(view.mean()), device=view.device)
             self.variance = torch.full_like(self.mean, max(float(view.var()) - sigma**2, _FLOOR**2))
         self.sigma, self.r = sigma, float(self.variance.mean().sqrt())
+
+
+def prior_export(recipe: Any, prior: Denoiser, shape: tuple[int, ...]) -> Export:
+    """A learned prior as a file that every command takes for a model."""
+    header = {
+        "kind": "denoiser",
+        "net": recipe.net.model_dump(mode="json"),
+        "process": {"name": prior.process.name},
+        "predicts": "edm",
+        "sigma_data": prior.sigma_data,
+        "data": data_header(recipe, shape),
+        "licence": "Apache-2.0",
+    }
+    return Export(prior.net, header)
+
+
+def data_header(recipe: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What a file of ours says of the data that were measured."""
+    section = recipe.data.model_dump(mode="json")
+    return {"name": recipe.data.name, "shape": shape, "classes": 0, "section": section}

@@ -76,7 +76,8 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     needs_noise = getattr(method_module("restore", config.name), "needs_noise", None)
     if recipe.sigma == 0 and needs_noise is not None and needs_noise(config):
         raise RecipeError(
-            "sigma: 0: the covariance form divides by the noise", hint="--sigma 0.01, 1.3 bytes, or covariance: false"
+            f"sigma: 0: `{config.name}` with these settings needs noise",
+            hint="--sigma 0.01, 1.3 bytes; pigdm: or covariance: false",
         )
     model = load(recipe.model, kinds=("denoiser",), where=where)
     net = model.net
@@ -93,8 +94,10 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
     if levels[-1] != 0 or math.isinf(levels[0]):
         raise RecipeError("grid: restoring starts at a finite noise level and ends at 0")
     own = config.model_dump(exclude={"name"})
-    plan = Plan(model, tuple(levels), module.restore, own, module.POSTERIOR)
     op = _measured.operator(recipe, model.shape, [0, 1], where)
+    if hasattr(module, "levels_of"):
+        levels = module.levels_of(op, recipe.sigma, levels)
+    plan = Plan(model, tuple(levels), module.restore, own, module.POSTERIOR)
     if config.name != "dps" and not getattr(config, "covariance", False):
         op.spectral(torch.zeros(2, *model.shape, device=where), torch.ones_like)  # says what has no singular values
     return plan
@@ -297,6 +300,8 @@ def _remarks(plan: Plan, recipe: Any, found: Measured, wild: float) -> list[dict
     said = []
     if plan.kind == "point":
         said.append("Point restoration: one estimate, which fits the noise too. It says nothing of uncertainty.")
+    elif plan.kind == "exact":
+        said.append("Draws of the model's own posterior, exact but for the size of the steps.")
     elif plan.own.get("covariance"):
         said.append("Draws of the posterior, exact where the data given their noised versions are Gaussian.")
     else:

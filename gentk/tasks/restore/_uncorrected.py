@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from gentk import nets, operators
 from gentk.engine.generative import Judge, Sampler, picture
-from gentk.engine.method import Batch, Export, Metrics, Phase, Result
+from gentk.engine.method import Batch, Metrics, Phase, Result
 from gentk.losses.matching import edm
 from gentk.processes import schedules, times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout
 from gentk.recipe.schema import VE
-from gentk.tasks.restore._corrupted import Corrupted
+from gentk.tasks.restore._corrupted import Corrupted, prior_export
 
 _PROCESS = VE(name="ve")
 
@@ -66,15 +66,5 @@ class Naive:
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Figures of the prior, and the prior."""
         sampler = self._sampler(averaged)
-        section = self.recipe.data.model_dump(mode="json")
-        header = {
-            "kind": "denoiser",
-            "net": self.recipe.net.model_dump(mode="json"),
-            "process": _PROCESS.model_dump(mode="json"),
-            "predicts": "edm",
-            "sigma_data": self.config.sigma_data,
-            "data": {"name": self.recipe.data.name, "shape": self.data.shape, "classes": 0, "section": section},
-            "licence": "Apache-2.0",
-        }
         figures = self.judge(sampler, self.recipe.seed) if self.judge else {}
-        return Result(figures, exports={"prior": Export(sampler.denoiser.net, header)})
+        return Result(figures, exports={"prior": prior_export(self.recipe, sampler.denoiser, self.data.shape)})

@@ -37,7 +37,7 @@ from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import fast_layout
 from gentk.recipe.schema import VE
 from gentk.restoring.flow import Amortised, context_size
-from gentk.tasks.restore._corrupted import Corrupted, Moments
+from gentk.tasks.restore._corrupted import Corrupted, Moments, data_header, prior_export
 from gentk.tasks.restore._learning import identifiable
 
 _SHOWN = 16
@@ -166,11 +166,8 @@ class FlowDiff:
         seen = identifiable(self.data)
         figures |= {"never_seen": seen.never, "pairs_never_seen": seen.pairs, "not_measured": seen.zero}
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-        return Result(
-            figures,
-            panels,
-            {"flow": self._flow_export(averaged["flow"]), "prior": self._prior_export(averaged["denoiser"])},
-        )
+        prior = prior_export(self.recipe, sampler.denoiser, self.data.shape)
+        return Result(figures, panels, {"flow": self._flow_export(averaged["flow"]), "prior": prior})
 
     @torch.no_grad()  # a measurement
     def _restored(self, flow: nn.Module, n: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -203,23 +200,6 @@ class FlowDiff:
         shown["deviation"] = (255 * std[:_SHOWN]).round().clamp(0, 255).to(torch.uint8)
         return figures, {"restored": pictures.side_by_side(shown)}
 
-    def _data_header(self) -> dict[str, Any]:
-        section = self.recipe.data.model_dump(mode="json")
-        return {"name": self.recipe.data.name, "shape": self.data.shape, "classes": 0, "section": section}
-
-    def _prior_export(self, prior: nn.Module) -> Export:
-        assert isinstance(prior, Denoiser)
-        header = {
-            "kind": "denoiser",
-            "net": self.recipe.net.model_dump(mode="json"),
-            "process": _PROCESS.model_dump(mode="json"),
-            "predicts": "edm",
-            "sigma_data": self.config.sigma_data,
-            "data": self._data_header(),
-            "licence": "Apache-2.0",
-        }
-        return Export(prior.net, header)
-
     def _flow_export(self, flow: nn.Module) -> Export:
         header = {
             "kind": "restorer",
@@ -229,7 +209,7 @@ class FlowDiff:
             "sigma": self.recipe.sigma,
             "mean": self.moments.mean.flatten().tolist(),
             "r": self.moments.r,
-            "data": self._data_header(),
+            "data": data_header(self.recipe, self.data.shape),
             "licence": "Apache-2.0",
         }
         return Export(flow, header)
