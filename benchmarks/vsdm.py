@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -269,10 +272,18 @@ def digits(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
     return rows
 
 
-def forms(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
-    """A step in A and a step of the process, of one row of 64 trajectories of 20 steps, without a network."""
+def form(d: int, name: str) -> dict[str, Any]:
+    """One form of A at one d, in a process of its own: its peak memory is that of the method alone.
+
+    `without` a network (what the linear process costs), then by the method's own code with an MLP of width 128: one
+    update of 256, and one step in A of 256 trajectories of 25 steps. CPU time, the least of several.
+    """
+    from gentk import nets
     from gentk.processes.linear_denoiser import LinearDenoiser
-    from gentk.recipe.linear import Betas, Drift
+    from gentk.recipe.linear import Drift
+    from gentk.recipe.networks import Mlp
+    from gentk.tasks.train._bridging import improve, linear_denoiser, matching
+    from gentk.tasks.train.vsdm import Config
 
     class Nothing(torch.nn.Module):
         def forward(self, x: torch.Tensor, c_noise: torch.Tensor, cond: Any = None) -> torch.Tensor:
@@ -281,38 +292,64 @@ def forms(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
         def parameters(self, recurse: bool = True) -> Any:
             return iter([torch.zeros(1)])
 
+    def least(what: Callable[[int], object], times: int) -> float:
+        took = []
+        for k in range(times):
+            begun = time.process_time()
+            what(k)
+            took.append(time.process_time() - begun)
+        return 1000 * min(took)
+
+    def gen(k: int) -> torch.Generator:
+        return torch.Generator().manual_seed(k)
+
+    torch.set_num_threads(1)
+    x = torch.randn(2 * d + 64, d, generator=gen(0)) * torch.linspace(0.1, 3, d)
+    config = Config(name="vsdm", drift=Drift(form=name, rank=8), start="gaussian", paths=256, path_steps=25)  # type: ignore[arg-type]
+    bare = LinearDenoiser(Nothing(), config.betas, config.drift, (d,))
+    bare.learn_data(x)
+    bare.strength[:] = linear_denoiser(Nothing(), config, x).strength
+    z, t = bare.encode(torch.randn(256, d)), torch.rand(256, dtype=torch.float64)
+    net = nets.build(Mlp(name="mlp", width=128, blocks=3), shape=(d,), classes=0)
+    denoiser = linear_denoiser(net, config, x)
+    adam = torch.optim.Adam(net.parameters(), 1e-3)
+    batch = x[torch.randint(len(x), (256,), generator=gen(1))]
+
+    def update(k: int) -> None:
+        adam.zero_grad()
+        matching(denoiser, batch, None, config, gen(k))[0].backward()
+        adam.step()
+
+    plain = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    row = {
+        "d": d,
+        "form": name,
+        "bare_paths_ms": least(lambda k: backward(bare, n=64, steps=20, gen=gen(k)), 3),
+        "bare_noise_ms": least(lambda k: bare.decode(bare.noised(bare.encode(batch), t, z)), 20),
+        "update_ms": least(update, 20),
+        "step_in_a_ms": least(lambda k: improve(denoiser, config, 1, gen(k)), 3),
+        "a_numbers": bare.basis.numel() + bare.strength.numel(),
+    }
+    moments = backward(bare, n=8, steps=4, gen=gen(0))
+    row["numbers"] = row["a_numbers"] + moments.second.numel() + moments.cross.numel()
+    return row | {"peak_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - plain) / 1024}
+
+
+def forms(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
+    """Time and memory of a run's parts over d, for the three forms of A."""
     rows = []
     for d in (2, 16, 64, 256):
-        x = torch.randn(2 * d + 64, d) * torch.linspace(0.1, 3, d)
-        for form in ("diag", "low-rank", "full"):
-            if form == "low-rank" and d <= 8:
+        for name in ("diag", "low-rank", "full"):
+            if name == "low-rank" and d <= 8:
                 continue
-            denoiser = LinearDenoiser(Nothing(), Betas(), Drift(form=form, rank=8), (d,))
-            denoiser.learn_data(x)
-            took = []
-            for k in range(3):
-                begun = time.process_time()
-                moments = backward(denoiser, n=64, steps=20, gen=torch.Generator().manual_seed(k))
-                took.append(time.process_time() - begun)
-            numbers = sum(b.numel() for n, b in denoiser.named_buffers() if n in ("basis", "strength"))
-            numbers += moments.second.numel() + moments.cross.numel()
-            z = denoiser.encode(torch.randn(256, d))
-            t = torch.rand(256, dtype=torch.float64)
-            denoiser.noised(z, t, z)
-            begun = time.process_time()
-            for _ in range(20):
-                denoiser.decode(denoiser.noised(denoiser.encode(torch.randn(256, d)), t, z))
-            step = (time.process_time() - begun) / 20
-            rows.append(
-                {"d": d, "form": form, "trajectories_ms": 1000 * min(took), "noise_ms": 1000 * step, "numbers": numbers}
-            )
-    (out / "forms.json").write_text(json.dumps(rows, indent=1))
-    print(
-        "\n| d | form | 64 trajectories of 20 steps and moments, CPU ms | noising 256 samples, CPU ms | numbers kept |"
-    )
-    print("|---|---|---|---|---|")
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append(pool.apply(form, (d, name)))
+            (out / "forms.json").write_text(json.dumps(rows, indent=1))
+    names = ("bare_paths_ms", "bare_noise_ms", "update_ms", "step_in_a_ms", "peak_mb")
+    print("\n| d | form | " + " | ".join(names) + " | numbers of A and basis | with moments |\n" + "|---" * 9 + "|")
     for r in rows:
-        print(f"| {r['d']} | {r['form']} | {r['trajectories_ms']:.1f} | {r['noise_ms']:.2f} | {r['numbers']:,} |")
+        cells = " | ".join(f"{r[name]:.2f}" for name in names)
+        print(f"| {r['d']} | {r['form']} | {cells} | {r['a_numbers']:,} | {r['numbers']:,} |")
     return rows
 
 
