@@ -9,6 +9,11 @@ Recipe = Annotated[str | None, typer.Option(help="Recipe by name or file, instea
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable.")
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", metavar="KEY=V,V,...", help="A run for each value, for each point of a grid; repeatable."),
+]
+RunSeeds = Annotated[str | None, typer.Option("--seeds", metavar="A-B", help="A run for each seed.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder; else runs/ and a name made of the recipe.")]
 Resume = Annotated[
     bool | None,

@@ -18,6 +18,7 @@ app = typer.Typer(help="Look at runs.", no_args_is_help=True)
 
 _HOME = Path("runs")
 _ABSENT = "-"
+_COLUMNS = 6  # most runs side by side
 _HEADLINE = 3  # figures in a line of `list`; `show` has all
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -104,29 +105,103 @@ def write_report(run: RunName) -> None:
 @app.command()
 @console.guard()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Two run folders or more.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs such as a sweep.")
+    ],
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The page to write; else compare.html beside the runs.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Compare runs: their figures side by side, and the keys in which their recipes differ."""
-    from gentk.engine import report
-    from gentk.recipe import yaml12
+    """Compare runs: figures with intervals over seeds, and the keys in which recipes differ; curves on a page."""
+    from gentk.engine import comparison, report
 
-    if len(runs) < 2:
+    paths = [path for run in runs for path in _several(run)]
+    if len(set(paths)) < 2:
         raise RecipeError("one run cannot be compared; name two or more")
-    paths = [_folder(run) for run in runs]
     infos = [_read(path) for path in paths]
     metrics = [_metrics(info) for info in infos]
     figures = {
         name: [each.get(name) for each in metrics] for name in dict.fromkeys(n for each in metrics for n in each)
     }
-    changes = _changes([report.read_recipe(path)[0] for path in paths])
+    changes = comparison.changes([report.read_recipe(path)[0] for path in paths])
+    groups = comparison.groups([comparison.read(path) for path in paths])
+    place = _page(paths, page)
     if json:
         heads = [
             {"run": str(path), "status": info["status"], "seconds": info.get("seconds")}
             for path, info in zip(paths, infos, strict=True)
         ]
-        console.as_json({"runs": heads, "metrics": figures, "recipe": changes})
+        settings = [_setting(group, list(figures)) for group in groups]
+        told = {"runs": heads, "metrics": figures, "recipe": changes, "settings": settings}
+        console.as_json({**told, "page": None if place is None else str(place)})
         return
+    few = len(paths) <= _COLUMNS
+    if few:
+        _side_by_side(paths, infos, figures, changes)
+    if not few or any(group.seeds > 1 for group in groups):
+        if few:
+            console.out("")
+        _by_setting(groups, list(figures))
+    if place is not None:
+        console.note(f"page: {place}")
+
+
+def _several(run: str) -> list[Path]:
+    """The run folder that is meant, or the runs below a folder of runs."""
+    for path in (Path(run), _HOME / run):
+        if path.is_dir() and not (path / "run.json").is_file() and (found := list(_below(path))):
+            return found
+    return [_folder(run)]
+
+
+def _page(paths: Sequence[Path], wanted: Path | None) -> Path | None:
+    """Writes the page; where nothing was said of its place and that cannot be written, a note says so."""
+    from gentk.engine import comparison
+
+    place = wanted or Path(os.path.commonpath([path.parent.resolve() for path in paths])) / "compare.html"
+    try:
+        place = comparison.write(paths, place)
+    except OSError as error:
+        if wanted is not None:
+            raise RecipeError(f"--page {wanted}: cannot be written: {error.strerror}") from error
+        console.note(f"warning: {place}: no page: {error.strerror}")
+        return None
+    return Path(os.path.relpath(place)) if place.is_relative_to(Path.cwd()) else place
+
+
+def _setting(group: Any, names: Sequence[str]) -> dict[str, Any]:
+    from gentk.engine import comparison
+
+    found = {}
+    for name in names:
+        if values := group.values(name):
+            mean, half = comparison.interval(values)
+            found[name] = {"mean": mean, "half_width": half, "n": len(values)}
+    return {"setting": group.label, "runs": [str(m.folder) for m in group.members], "metrics": found}
+
+
+def _by_setting(groups: Sequence[Any], names: Sequence[str]) -> None:
+    rows = []
+    for group in groups:
+        found = _setting(group, names)["metrics"]
+        words = [
+            _ABSENT
+            if name not in found
+            else tidy(found[name]["mean"])
+            + (f" ± {tidy(found[name]['half_width'])}" if found[name]["half_width"] is not None else "")
+            for name in names
+        ]
+        rows.append([group.label, f"{sum(m.done for m in group.members)}/{len(group.members)}", *words])
+    console.table(["setting", "done", *names], rows)
+    console.note("mean over the finished runs ± half of Student's 95 % interval")
+
+
+def _side_by_side(
+    paths: Sequence[Path], infos: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Any]], changes: Any
+) -> None:
+    from gentk.recipe import yaml12
+
     names = _short(paths)
     rows: list[list[Any]] = [["status", *(info["status"] for info in infos)]]
     rows.append(["steps", *(_steps(info) or _ABSENT for info in infos)])
@@ -233,21 +308,3 @@ def _short(paths: Sequence[Path]) -> list[str]:
     """The folders' own names, or the whole paths where two share one."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def _changes(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[list[Any] | None]]:
-    """Key path -> per recipe `[value]`, or None where it lacks the key; only what is not the same everywhere."""
-    from gentk.recipe import yaml12
-
-    flat = [{yaml12.dotted(path): value for path, value in _leaves(recipe, ())} for recipe in recipes]
-    keys = dict.fromkeys(key for each in flat for key in each)
-    table = {key: [[each[key]] if key in each else None for each in flat] for key in keys}
-    return {key: row for key, row in table.items() if any(value != row[0] for value in row)}
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, each in value.items():
-            yield from _leaves(each, (*path, key))
-    elif path:
-        yield path, value

@@ -48,6 +48,46 @@ def svg(points: Sequence[tuple[float, float]], *, x_label: str, levels: Sequence
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
+def family(lines: Sequence[tuple[str, Sequence[Sequence[tuple[float, float]]]]], *, x_label: str) -> str:
+    """Several curves in one frame, as an `<svg>` element: (colour, members), each a list of points as `svg` takes them.
+
+    Members are drawn thin, and their mean over the x that all of them have in full; many points as a running mean. y is
+    logarithmic where the values are positive and span more than a factor of 30. At least one member has a point.
+    """
+    drawn = [(colour, [list(m) for m in members if m]) for colour, members in lines]
+    everything = [point for _, members in drawn for member in members for point in member]
+    values = [y for _, y in everything]
+    logarithmic = min(values) > 0 and max(values) > 30 * min(values)
+    forward: Callable[[float], float] = math.log10 if logarithmic else float
+    low_x, high_x = min(0.0, *(x for x, _ in everything)), max(x for x, _ in everything)
+    to_x = _scale(*_widened(low_x, high_x, 0.0), _LEFT, _WIDTH - _RIGHT)
+    low, high = _widened(forward(min(values)), forward(max(values)), 0.06)
+    to_y = _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
+    y_ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high, 5)
+    parts = [_y_tick(to_y(forward(value)), value) for value in y_ticks]
+    parts += [_x_tick(to_x(value), value) for value in _ticks(low_x, high_x, 6)]
+    end = f'x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 4}" text-anchor="end"'
+    parts.append(f'<text class="axis" {end}>{escape(x_label)}</text>')
+    for kind in ("thin", "curve"):  # the means above all members
+        for colour, members in drawn:
+            for member in members if kind == "thin" and len(members) > 1 else _mean(members) if kind == "curve" else ():
+                placed = [(to_x(x), to_y(forward(y))) for x, y in member]
+                placed = _running_mean(placed) if len(placed) > 40 else placed
+                parts.append(_path(kind, placed).replace("/>", f' style="stroke:{colour}"/>'))
+                if len(placed) <= 40 and kind == "curve":
+                    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+    count = sum(len(members) for _, members in drawn)
+    label = f"{count} curves, {'logarithmic' if logarithmic else 'linear'} scale"
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _mean(members: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """The mean curve over the x that every member has; none where they share no x."""
+    tables = [dict(member) for member in members]
+    shared = [x for x in (tables[0] if tables else ()) if all(x in table for table in tables)]
+    return [[(x, sum(table[x] for table in tables) / len(tables)) for x in shared]] if shared else []
+
+
 def compact(value: float) -> str:
     """A short label for an axis: 0.002, 12, 50k, 1.5M, 2e-7."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -74,16 +74,27 @@ def write(folder: Path) -> Path:
         _curves(rows, recipe) if not fault else f'<h2>Curves</h2><p class="fault">{escape(fault)}</p>',
         f"<h2>Recipe</h2><pre>{_coloured(recipe_text)}</pre>" if recipe_text else "",
         _environment(info),
-        f"<footer>gentk {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}</footer>",
+        footer(),
     ]
+    return publish(folder / "report.html", " ".join(_name(info)), parts)
+
+
+def publish(path: Path, title: str, parts: Iterable[str]) -> Path:
+    """Writes a page that stands alone, whole or not at all: `title` is text, `parts` are HTML; empty ones are left out.
+
+    Returns its path.
+    """
     style = Path(__file__).with_name("report.css").read_text("utf-8")
-    body = "\n".join(part for part in parts if part)
-    page = _PAGE.format(title=escape(" ".join(_name(info))), style=style, body=body)
-    path = folder / "report.html"
-    fresh = folder / f".report.html.{os.getpid()}"
+    page = _PAGE.format(title=escape(title), style=style, body="\n".join(part for part in parts if part))
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.write_text(page, "utf-8")
     fresh.replace(path)
     return path
+
+
+def footer() -> str:
+    """The last line of a page: which gentk wrote it, and when."""
+    return f"<footer>gentk {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}</footer>"
 
 
 def attempt(folder: Path) -> None:
@@ -149,7 +160,7 @@ def _head(state: str, info: Mapping[str, Any], recipe: Mapping[str, Any], rows: 
 
 
 def _tiles(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
-    steps, seconds = info.get("steps"), _number(info.get("seconds"))
+    steps, seconds = info.get("steps"), number(info.get("seconds"))
     step = max([info.get("step") or 0, *(row["step"] for row in rows[-1:])])  # run.json has the last checkpoint's
     if step or steps:
         yield "steps", str(step) if step == steps or not steps else f"{step} of {steps}"
@@ -158,7 +169,7 @@ def _tiles(info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Iterab
         yield "images seen", f"{images:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     if seconds:
         yield "time", duration(seconds)
-    speeds = [speed for row in rows if (speed := _number(row.get("images_per_s")))]
+    speeds = [speed for row in rows if (speed := number(row.get("images_per_s")))]
     if speeds:  # not time over images: that would hold the building and the measuring too
         yield "training, per image", f"{tidy(1000 / median(speeds))} ms"
     if "seed" in info:
@@ -219,18 +230,19 @@ def _pictures(folder: Path) -> str:
         else:
             single.append(path)
     parts = ["<h2>Samples</h2>"] if over_time or single else []
-    parts += [_picture(path, path.stem) for path in _thinned(single)]
+    parts += [picture(path, path.stem) for path in _thinned(single)]
     for name, found_paths in over_time.items():
         *earlier, (last_step, last) = _thinned(sorted(found_paths))
-        row = "".join(_picture(path, f"step {step}") for step, path in earlier)
+        row = "".join(picture(path, f"step {step}") for step, path in earlier)
         parts.append(f"<h3>{escape(name)}</h3>")
-        large = _picture(last, f"step {last_step}")
+        large = picture(last, f"step {last_step}")
         kind = "time" if earlier else "time alone"
         parts.append(f'<div class="{kind}">' + (f'<div class="row">{row}</div>' if row else "") + f"{large}</div>")
     return "\n".join(parts)
 
 
-def _picture(path: Path, caption: str) -> str:
+def picture(path: Path, caption: str) -> str:
+    """A PNG with a line under it; where it cannot be read, that line says so."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -265,7 +277,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str, recipe: Mapping[str, An
     """One metric over the images seen; values that were not finite cannot be drawn and are counted."""
     along = "images" if all("images" in row for row in rows) else "step"
     logged = [(row[along], row[name]) for row in rows if name in row]
-    points = [(float(x), y) for x, value in logged if (y := _number(value)) is not None]
+    points = [(float(x), y) for x, value in logged if (y := number(value)) is not None]
     lost = len(logged) - len(points)
     remark = f"{lost} not finite" if lost else ""
     if not points:
@@ -275,7 +287,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], name: str, recipe: Mapping[str, An
     levels = [
         (label, value)
         for label, key in (("paper", "paper"), ("earlier", "ours"))
-        if (value := _number(wanted.get(key))) is not None
+        if (value := number(wanted.get(key))) is not None
     ]
     drawing = svg(points, x_label="images seen" if along == "images" else "step", levels=levels)
     return f"<figure><figcaption>{escape(name)}<span>{escape(last)}</span></figcaption>{drawing}</figure>"
@@ -318,7 +330,8 @@ def _thinned(items: Sequence[T]) -> list[T]:
     return [items[round(k * (len(items) - 1) / (PICTURES - 1))] for k in range(PICTURES)]
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """A finite number, or None."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
