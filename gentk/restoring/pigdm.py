@@ -6,13 +6,17 @@ The score of y given x_s is that of a Gaussian: x0 given x_s is taken for N(D, C
 
 is the denoiser given y. With C = Cov(x0 | x_s) = s^2 J, J the Jacobian of D (Tweedie), it is exact for a Gaussian prior
 (Rozet et al. 2024, arXiv:2405.13712). Isotropic, the middle C is r^2 and the outer one s^2 J^T, as in the paper: as if
-pixels were independent given x_s. Where many pixels move as one it overshoots by about their number, without bound; the
-paper's own algorithm therefore multiplies the guidance by r^2, which `weight` follows.
+pixels were independent given x_s. Where many pixels move as one it overshoots by about their number, without bound.
+
+The published algorithm multiplies this guidance by r^2 ("adaptive weight") and adds it to the sample apart from the
+step; `weight` follows it. In its variance-preserving coordinates it is sqrt(alpha_u alpha_s) times the gradient in x_s
+of <D, r^2 H^T (r^2 H H^T + sigma^2)^-1 (y - H D)>, the bracket's second half held fixed: in ours, J^T of that half. So
+it stands in the code of the method's authors for sigma = 0 (NVlabs/RED-diff, algos/pgdm.py, awd), and in two others'
+(probabilists/azula, guidance/pgdm.py; PiGDM of InverseBench, with noise).
 """
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Literal
 
@@ -45,8 +49,8 @@ def restore(
 
     `covariance`: C = s^2 J, by `solves` steps of conjugate gradients (as many as y has numbers are exact), with one
     backward pass each; no singular values needed, but sigma > 0. Else r^2 = s^2 sd^2 / (s^2 + sd^2), the variance given
-    x_s of data of variance sd^2 (`sigma_data`), and one backward pass; `weight`: `score` is D_y, `adaptive` the paper's
-    algorithm, which adds r^2 times the guidance to x_u, in units of x / sqrt(1 + u^2).
+    x_s of data of variance sd^2 (`sigma_data`), and one backward pass; `weight`: `score` is D_y, `adaptive` the
+    published algorithm, which adds r^2 times the guidance to x_u.
     """
     for s, u in pairwise(levels):
         with torch.enable_grad():
@@ -68,7 +72,7 @@ def restore(
         if covariance or weight == "score":
             x = ancestral(x.detach(), x0 + pull, s, u, noise)
         else:
-            x = ancestral(x.detach(), x0, s, u, noise) + math.sqrt(1 + u**2) * r**2 / s**2 * pull
+            x = ancestral(x.detach(), x0, s, u, noise) + r**2 / s**2 * pull
     return x
 
 
