@@ -1,17 +1,34 @@
 """The options that only `gentk sample` has, and what they mean in a recipe."""
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from gentk.cli import options
 from gentk.errors import RecipeError
 from gentk.recipe import registry
+
+_Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", help="What to show, for text-to-image models; repeatable.")
+]
+_PerPrompt = Annotated[int | None, typer.Option(min=1, help="Images of each prompt.")]
+_Scale = Annotated[
+    float | None, typer.Option(min=0, help="Classifier-free guidance as diffusers counts it: 1 is none.")
+]
+_Omega = Annotated[float | None, typer.Option(min=-1, help="The same as papers count it: 0 is none; scale - 1.")]
 
 OPTIONS: dict[str, Any] = {
     "n": options.Count,
     "seeds": options.Seeds,
     "nfe": options.Nfe,
     "compare": options.Compare,
+    "prompt": _Prompt,
+    "prompts": options.Prompts,
+    "per_prompt": _PerPrompt,
+    "guidance_scale": _Scale,
+    "omega": _Omega,
 }
 
 
@@ -28,6 +45,8 @@ def understood(method: str | None, given: dict[str, Any]) -> str | None:
         if given.get("n") is not None:
             raise RecipeError("--seeds and -n both say how many samples", hint="give one of them")
         given["first"], given["n"] = _range(seeds)
+    _prompted(given)
+    _guided(given)
     if compare is not None:
         if method not in (None, "compare"):
             raise RecipeError(f"--compare names the methods itself, `{method}` is one too many")
@@ -42,6 +61,33 @@ def understood(method: str | None, given: dict[str, Any]) -> str | None:
         else:
             raise RecipeError(f"--nfe {nfe}: one number", hint="a list is for --compare")
     return method
+
+
+def _prompted(given: dict[str, Any]) -> None:
+    """The prompts of the command, in place of the recipe's, and as many samples as they ask for."""
+    texts, file, each = (given.pop(name, None) for name in ("prompt", "prompts", "per_prompt"))
+    if not texts and file is None:
+        if each is not None:
+            given["prompts.per_prompt"] = each
+        return
+    if texts and file is not None:
+        raise RecipeError("--prompt and --prompts both say what to show", hint="give one of them")
+    from gentk.recipe.prompts import PromptSource, read
+
+    source = PromptSource(text=tuple(texts or ()), file=file, per_prompt=each or 1)
+    if given.get("n") is None:
+        given["n"] = len(read(source)) * source.per_prompt
+    elif file is not None and not Path(file).expanduser().is_file():
+        read(source)  # says so before torch is loaded
+    given["prompts"] = source.model_dump(exclude_unset=True, exclude_none=True)
+
+
+def _guided(given: dict[str, Any]) -> None:
+    scale, omega = given.pop("guidance_scale", None), given.pop("omega", None)
+    if scale is not None and omega is not None:
+        raise RecipeError("--guidance-scale and --omega both say how strong guidance is", hint="scale = 1 + omega")
+    if scale is not None or omega is not None:
+        given["guidance"] = scale if scale is not None else 1 + omega
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gentk.engine import rng
 from gentk.errors import RunFailed
+from gentk.nets.text.prompts import Prompts
 from gentk.processes.denoiser import Denoise
 from gentk.processes.process import Process, ratio
 
@@ -22,6 +23,13 @@ def starts(seed: int, first: int, n: int, shape: tuple[int, ...]) -> Tensor:
 def labels(first: int, n: int, cycle: tuple[int, ...]) -> Tensor | None:
     """Class of sample k: entry k of the endless repetition of `cycle`, (n,) int64; None where there are no classes."""
     return torch.tensor([cycle[k % len(cycle)] for k in range(first, first + n)]) if cycle else None
+
+
+def conditions(first: int, n: int, cycle: tuple[int, ...] | Prompts) -> Any:
+    """What samples `first` to `first + n` are told: labels, or prompts repeated without end; None for no cycle."""
+    if isinstance(cycle, Prompts):
+        return cycle[[k % len(cycle) for k in range(first, first + n)]]
+    return labels(first, n, cycle)
 
 
 def batches(first: int, n: int, batch: int) -> list[tuple[int, int]]:
@@ -37,7 +45,7 @@ def draw(
     grid: Tensor,
     *,
     shape: tuple[int, ...],
-    cycle: tuple[int, ...],
+    cycle: tuple[int, ...] | Prompts,
     seed: int,
     first: int,
     n: int,
@@ -50,7 +58,7 @@ def draw(
     goes to the solver. Raises RunFailed where the denoiser's output is not finite, with the call and its noise level.
     """
     x = starts(seed, first, n, shape).to(where) * process.sigma(grid[0]).to(where, torch.float32)
-    cond = labels(first, n, cycle)
+    cond = conditions(first, n, cycle)
     watch = Watch(denoiser)
     noise = rng.streams(seed, first, n, purpose="solver")
     x = solve(watch, process, x, grid, noise, cond=None if cond is None else cond.to(where), **own)

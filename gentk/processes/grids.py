@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gentk.errors import RecipeError
 from gentk.processes.process import Process, ratio
-from gentk.processes.schedules import Discrete
+from gentk.processes.schedules import Discrete, RectifiedFlow
 from gentk.recipe import schema
 
 CAPS = (0.002, 80.0)  # EDM's range, which a null sigma_min and sigma_max stay within
@@ -133,7 +133,7 @@ def _range(
 
 
 def _warped(section: schema.TimeGrid, steps: int, process: Process) -> Tensor:
-    """Even in t^(1/power). A t_min of 0 is the step to 0 itself, whatever `to_zero` says."""
+    """Even in t^(1/power), then shifted. A t_min of 0 is the step to 0 itself, whatever `to_zero` says."""
     low = process.t_min if section.t_min is None else section.t_min
     high = process.t_max if section.t_max is None else section.t_max
     if low >= high:
@@ -142,6 +142,12 @@ def _warped(section: schema.TimeGrid, steps: int, process: Process) -> Tensor:
     root = 1 / section.power
     times = torch.linspace(high**root, low**root, n, dtype=torch.float64) ** section.power
     times[-1], times[0] = low, high  # exactly; with one level it is the noisy one
+    if section.shift != 1:
+        if not isinstance(process, RectifiedFlow):
+            raise RecipeError(
+                f"grid.shift: is a map of a flow's time, the process is `{process.name}`", hint="leave it out"
+            )
+        times = section.shift * times / (1 + (section.shift - 1) * times)
     return _end(times)[: steps + 1]
 
 

@@ -47,6 +47,16 @@ def guided(
     return denoise
 
 
+def scale_of(omega: float) -> float:
+    """The scale of D_c + omega (D_c - D_u), where 0 is none: DI++'s and DI*'s alpha_cfg, the paper's w."""
+    return 1 + omega
+
+
+def omega_of(scale: float) -> float:
+    """The omega of a scale, diffusers' `guidance_scale`, where 1 is none."""
+    return scale - 1
+
+
 def calls(scale: float) -> int:
     """Network evaluations per call of `guided(denoiser, scale)` with a label, at ratios that it acts at."""
     return 1 if scale in (0, 1) else 2

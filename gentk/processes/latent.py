@@ -23,6 +23,7 @@ from gentk.nets.text.encoders import Prompter
 from gentk.nets.weights import load_into
 from gentk.processes import schedules
 from gentk.processes.denoiser import Denoiser
+from gentk.processes.models import Model
 from gentk.recipe import pipelines, stamp
 from gentk.recipe.prompts import Latent
 from gentk.recipe.schema import Inputs, Predicts
@@ -44,6 +45,11 @@ class TextToImage:
     shape: tuple[int, int, int]
     header: dict[str, Any]
     folder: Path
+
+    @property
+    def model(self) -> Model:
+        """The denoiser as `gentk.processes.models` has one, for what works on latents alone."""
+        return Model(self.name, self.denoiser, self.header)
 
     @property
     def pixels(self) -> int:

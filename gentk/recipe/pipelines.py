@@ -28,19 +28,12 @@ NETWORK: Mapping[Family, str] = MappingProxyType({"unet": "unet", "pixart": "tra
 
 # Whole weights once: not the half-precision, non-averaged or single-file copies that lie beside them.
 _FILES = (
-    INDEX,
-    "scheduler/*.json",
+    "*.json",
     "tokenizer*/*",
-    *(f"{part}/config.json" for part in ("unet", "transformer", "vae", "text_encoder*")),
-    *(
-        f"text_encoder*/model{end}"
-        for end in (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
-    ),
-    *(
-        f"{part}/diffusion_pytorch_model{end}"
-        for part in ("unet", "transformer", "vae")
-        for end in (".safetensors", "-?????-of-?????.safetensors", ".safetensors.index.json")
-    ),
+    "text_encoder*/model.safetensors",
+    "text_encoder*/model-0*",
+    "*/diffusion_pytorch_model.safetensors",
+    "*/diffusion_pytorch_model-0*",
 )
 
 
@@ -142,21 +135,13 @@ def folder(ref: str, *, offline: bool = False) -> Path:
         return hub.folder(source, offline=offline, files=_FILES, needed=INDEX)
     except MissingAsset as error:
         what = f"{row.note}, {row.licence}" if row else "a text-to-image model"
-        form = (
-            f"accept the licence at https://huggingface.co/{source}, `hf auth login`, then "
-            if row and row.gated
-            else ""
-        )
+        first = f"accept its licence at https://huggingface.co/{source}, `hf auth login`, then "
+        files = " ".join(f"--include '{each}'" for each in _FILES)
         raise MissingAsset(
-            f"`{ref}` ({what}) is not here: {error}",
-            hint=f"{form}`hf download {source} {' '.join(f'--include {shell(each)}' for each in _FILES)}`; "
+            f"`{ref}` ({what}) is not here: {str(error).partition(';')[0]}",
+            hint=f"{first if row and row.gated else ''}`hf download {source} {files}`; "
             "or copy its folder here and name that",
         ) from error
-
-
-def shell(pattern: str) -> str:
-    """A pattern as a shell leaves it alone."""
-    return f"'{pattern}'" if set("*?[") & set(pattern) else pattern
 
 
 def family_of(place: Path) -> Family:

@@ -36,6 +36,7 @@ class PromptSource(Section):
     file: str | None = Field(None, description=".txt (a prompt a line), .jsonl, .json (records) or .csv")
     column: str = Field("prompt", description="key of the prompt in a record")
     per_prompt: PositiveInt = Field(1, description="images of each prompt, one after the other")
+    negative: str = Field("", description="what guidance leads away from; empty: the null prompt")
 
     @model_validator(mode="after")
     def _one(self) -> Self:

@@ -116,13 +116,15 @@ def pick(task: str, method: str, subject: str | None) -> tuple[Path, bool]:
     """The recipe of a command, and whether it was made for another subject, which must then be swapped.
 
     The recipe named after the subject (`points-ring8` for `points:ring8`), or after the end of its path (`edm-mnist`
-    for the run `runs/edm-mnist`, which is swapped in), else the method's default recipe (or its only one). Raises
-    RecipeError where neither exists.
+    for the run `runs/edm-mnist`, which is swapped in), or after a text-to-image model of its family, else the method's
+    default recipe (or its only one). Raises RecipeError where none exists.
     """
     entries = [e for e in recipes() if (e.task, e.method) == (task, method)]
     if subject:
         whole, end = subject.replace(":", "-"), Path(subject).name.removesuffix(".safetensors")
-        for called in (whole, end):
+        from gentk.recipe import pipelines  # it asks this module in turn
+
+        for called in (whole, end, pipelines.kin(subject)):
             if own := next((e for e in entries if e.subject == called), None):
                 return own.path, called != whole
     usual = _usual(entries)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gentk.processes import latent
+from gentk.processes import grids, latent
 from gentk.processes.guidance import guided
 from gentk.processes.latent import TextToImage
 from gentk.processes.process import diffuse
+from gentk.recipe.schema import LeadingGrid, TimeGrid
+from gentk.solvers import ddim, euler
 from tests.nets import tiny_pipelines
 
 CPU = torch.device("cpu")
@@ -193,3 +195,60 @@ def test_decoding_has_a_gradient(made: Made) -> None:
         assert float((z.grad * way).sum()) == pytest.approx(float(up - down) / 2e-6, rel=1e-5)
     finally:
         own.float()
+
+
+# SD3's scheduler in diffusers shifts 0.001, its smallest time, when it is made and again when its steps are
+TWICE = 3 * 0.001 / (1 + 2 * 0.001)
+
+
+def sampled(kind: str, model: TextToImage, z: Tensor, steps: int, scale: float, **grid: Any) -> Tensor:
+    process, prompts = model.denoiser.process, model.prompter.encode(PROMPTS)
+    denoise = guided(model.denoiser, scale)
+    if kind.startswith("sd3"):
+        times = grids.build(TimeGrid(name="time", **{"shift": 3.0, "t_min": TWICE} | grid), steps, process)
+        return euler.solve(denoise, process, z, times, torch.zeros_like, cond=prompts)
+    own = {"offset": 0 if kind == "pixart" else 1} | grid
+    return ddim.solve(
+        denoise,
+        process,
+        z,
+        grids.build(LeadingGrid(name="leading", **own), steps, process),
+        torch.zeros_like,
+        cond=prompts,
+    )
+
+
+def pipeline_sample(kind: str, pipe: Any, z: Tensor, steps: int, scale: float, side: int) -> Tensor:
+    more = {"use_resolution_binning": False, "clean_caption": False} if kind == "pixart" else {}
+    out: Tensor = pipe(
+        PROMPTS,
+        height=side,
+        width=side,
+        num_inference_steps=steps,
+        guidance_scale=scale,
+        latents=z,
+        output_type="latent",
+        **more,
+    ).images
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_samples_are_those_of_the_pipeline(made: Made, kind: str) -> None:
+    """Whole samples: the pipeline's own DDIM or Euler loop, with guidance, against ours from the same latents.
+
+    Every step may add what one call may differ by (`CLOSE`, times 2 scale - 1 for guidance).
+    """
+    model, pipe = made(kind)
+    z, steps, scale = noise(2, *model.shape, seed=8), 6, 3.0
+    theirs = pipeline_sample(kind, pipe, z, steps, scale, model.pixels)
+    allowed = steps * (2 * scale - 1) * CLOSE
+    assert distance(sampled(kind, model, z, steps, scale), theirs) < allowed
+    wrongs: list[Tensor] = [sampled(kind, model, z, steps, scale - 1)]
+    if kind.startswith("sd3"):
+        wrongs += [sampled(kind, model, z, steps, scale, shift=1.0), sampled(kind, model, z, steps, scale, t_min=0.001)]
+    else:
+        wrongs.append(sampled(kind, model, z, steps, scale, offset=1 if kind == "pixart" else 0))
+    for k, wrong in enumerate(wrongs):  # guidance off by one; no shift, or shifted once; timesteps off by one
+        assert distance(wrong, theirs) > 10 * allowed, k

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gentk.errors import GentkError, MissingAsset
 from gentk.recipe import extras
@@ -67,7 +68,8 @@ def part(name: str, place: Path, dtype: torch.dtype) -> Any:
         raise GentkError(f"{place}: no {name}: {str(error).splitlines()[0]}", hint="fetch or copy it again") from error
     if missing := sorted(info["missing_keys"]):  # diffusers would leave noise there
         raise GentkError(f"{place}: no {name}: missing {', '.join(missing[:4])}{', ...' if missing[4:] else ''}")
-    return net.to(dtype).eval().requires_grad_(False)
+    nn.Module.to(net, dtype)  # diffusers' own `to` warns of modules to keep in float32, also where there are none
+    return net.eval().requires_grad_(False)
 
 
 def _wrapped(family: Family, core: Any) -> Any:

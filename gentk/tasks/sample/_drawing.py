@@ -214,7 +214,7 @@ def _work(run: Run, where: torch.device) -> None:
     with Progress(recipe.n, 1, quiet=run.job.quiet) as progress:
         for first, count in batches(recipe.first, recipe.n, recipe.batch):
             path = parts / f"{first:08d}.safetensors"
-            part = _kept(path, stamp)
+            part = kept(path, stamp)
             if part is None:
                 begun = time.perf_counter()
                 x = plan.draw(recipe.seed, first, count, where)
@@ -237,7 +237,7 @@ def _work(run: Run, where: torch.device) -> None:
     shutil.rmtree(parts)
 
 
-def _kept(path: Any, stamp: dict[str, str]) -> dict[str, Tensor] | None:
+def kept(path: Any, stamp: dict[str, str]) -> dict[str, Tensor] | None:
     """The batch that an earlier process wrote, if it is whole and was made for this run."""
     try:
         with safe_open(path, framework="pt") as file:
