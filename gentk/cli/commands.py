@@ -88,9 +88,10 @@ def make(
                 raise RecipeError("--seed and a sweep over seeds both say which", hint="give one of them")
             given = {"seed": seed, **rest}
             chosen = understood(method, given)
+            name = chosen or (None if recipe else usual)  # a recipe says its method itself
             kept = {k: v for k, v in given.items() if v is not None}
             points = [
-                (point, load(task, chosen or usual, recipe, [*(sets or []), *point.sets], dict(kept), tell=not k))
+                (point, load(task, name, recipe, [*(sets or []), *point.sets], dict(kept), tell=not k))
                 for k, point in enumerate(sweeping.points(axes))
             ]
             folder = out or (_shared(task, points, words) if axes else folder_of(task, points[0][1].recipe))
