@@ -1,12 +1,12 @@
 """What a reward costs: digits aligned by DI++, DI* and the reward alone, alpha_rew in a sweep; and the figure of it.
 
-    python benchmarks/align.py --reward class|brightness [--only dipp] [--seed 0] [--out runs/align] [--draw docs/align.png]
+    python benchmarks/align.py --reward class|brightness [--only dipp] [--seed 0] [--out runs/align]
+    python benchmarks/align.py --draw docs/align.png       # the tables and the figure of what has been run
 
-Each run is `gentk align ...` in a folder of its own, so a stopped sweep goes on by the same command. alpha_rew is set by
-the ratio of the two gradients at the start (`method.ratio`), so that one sweep means the same for both divergences. FD,
-recall and accuracy are those of a classifier that no run has seen (`gentk train classifier --data digits --seed 11`): in
-the features of the classifier that gives the reward, a model that pleases it would look too good. `--draw` draws what
-has been run of both rewards.
+Each run is `gentk align ...` in a folder of its own, so a stopped sweep goes on by the same command. alpha_rew is set
+by the ratio of the two gradients at the start (`method.ratio`), so that one sweep means the same for both divergences.
+FD, recall and accuracy are those of a classifier that no run has seen (`gentk train classifier --data digits --seed
+11`): in the features of the classifier that gives the reward, a model that pleases it would look too good.
 """
 
 from __future__ import annotations
