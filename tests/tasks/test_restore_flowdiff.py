@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gentk import operators
 from gentk.engine.method import Batch
+from gentk.losses import flowdiff as terms
 from gentk.recipe import load, registry, store
 from gentk.restoring.flow import context, guess
 from gentk.tasks.restore import _learning, _variational
@@ -122,6 +124,34 @@ def test_the_schedule_and_what_every_phase_moves() -> None:
         assert set(parts) == ({"data", "prior", "entropy"} if phase.name == "flow" else set())
 
 
+def test_an_untrained_prior_would_pull_every_pixel_to_grey() -> None:
+    """Trap 6: as it begins, the denoiser is that of N(0, sd^2), whatever the data; so the flow is not told of it.
+
+    But for the last bias, exactly: D = sd^2 / (sd^2 + s^2) x, and the bound's slope at x is (1 / (sd^2 + low^2) - 1 / (sd^2 + high^2)) x. The
+    warm-up's prior has no slope at the data's mean, does not look at the denoiser, and the schedule teaches that first.
+    """
+    method = FlowDiff(recipe(method={"sigma_data": 0.5}), CPU)
+    mean, prior = method.moments.mean, method.nets["prior"]
+    torch.nn.init.zeros_(prior.net.out.bias)  # type: ignore[union-attr, arg-type]
+    low, high, n = 0.05, 5.0, 2048
+    many = mean.expand(n, *mean.shape).clone().requires_grad_()
+    s, eps = terms.probes(many, 2, low, high, gen())
+    terms.energy(method._prior, many, s, eps, math.log(high / low)).mean().backward()
+    assert many.grad is not None
+    wanted = mean * (1 / (0.25 + low**2) - 1 / (0.25 + high**2))
+    torch.testing.assert_close(many.grad.sum(0), wanted, rtol=0.01, atol=1e-3)
+    assert float(wanted.mean()) < -1  # digits are mostly black, -1: it pulls them up
+    at = mean.clone().requires_grad_()
+    terms.gaussian_energy(at[None], mean, method.moments.variance).sum().backward()
+    assert float(at.grad.abs().max()) == 0  # type: ignore[union-attr]
+    (warm,) = method.phases(0)
+    before = warm.loss(batch(method), gen())[0]
+    with torch.no_grad():
+        for p in method.nets["prior"].parameters():
+            p.add_(0.1)
+    assert torch.equal(before, warm.loss(batch(method), gen())[0])
+
+
 def test_the_flows_gradient_goes_through_the_prior() -> None:
     """Trap 8: it is not silently 0, and another with the denoiser in another state."""
     method = FlowDiff(recipe(method={"lambda_data": 0.0, "lambda_entropy": 0.0}), CPU)
@@ -223,6 +253,19 @@ def test_a_run_stopped_between_is_the_run_left_alone(tmp_path: Path, monkeypatch
     assert {p.name for p in Path("one-pass/restored").iterdir()} == {f"{k:06d}.png" for k in range(3)}
     refused(2, "has learned to undo 0.1, not 0.2", *flow, "--operator", "inpaint", "--sigma", 0.2, "--out", "other")
     refused(2, "has learned to undo", *flow, "--operator", "noise", "--sigma", 0.1, "--out", "other")
+
+
+def test_it_is_judged_on_what_it_has_not_seen() -> None:
+    """Trap 10: figures are of held-out images with measurements of their own, none of them among the training's."""
+    method = FlowDiff(recipe(), CPU)
+    y, _, truth = method.test.first(200)
+    seen = {row.numpy().tobytes() for row in method.data.clean.batch(torch.arange(len(method.data)))[0]}
+    assert not any(row.numpy().tobytes() in seen for row in truth)
+    assert (method.data.split, method.test.split) == ("train", "test")
+    figures, _ = method._restored(method.nets["flow"], 200)
+    draws_apart = figures["rmse_draw"] ** 2 / figures["rmse_mean"] ** 2
+    assert draws_apart > 1.2  # a draw carries the posterior's variance once more than the mean does
+    assert figures["rmse_measured"] == pytest.approx(float((y - truth).square().mean().sqrt()), rel=1e-4)
 
 
 def test_what_is_refused_and_what_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
