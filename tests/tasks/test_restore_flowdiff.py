@@ -127,8 +127,9 @@ def test_the_schedule_and_what_every_phase_moves() -> None:
 def test_an_untrained_prior_would_pull_every_pixel_to_grey() -> None:
     """Trap 6: as it begins, the denoiser is that of N(0, sd^2), whatever the data; so the flow is not told of it.
 
-    But for the last bias, exactly: D = sd^2 / (sd^2 + s^2) x, and the bound's slope at x is (1 / (sd^2 + low^2) - 1 / (sd^2 + high^2)) x. The
-    warm-up's prior has no slope at the data's mean, does not look at the denoiser, and the schedule teaches that first.
+    But for the last bias, exactly: D = sd^2 / (sd^2 + s^2) x, and the bound's slope at x is
+    (1 / (sd^2 + low^2) - 1 / (sd^2 + high^2)) x. The warm-up's prior has no slope at the data's mean, does not look at
+    the denoiser, and the schedule teaches that first.
     """
     method = FlowDiff(recipe(method={"sigma_data": 0.5}), CPU)
     mean, prior = method.moments.mean, method.nets["prior"]
@@ -193,6 +194,19 @@ def test_the_denoiser_sees_draws_and_not_means() -> None:
     a = method._drawn(one, gen())[0]
     b = method._drawn(one, torch.Generator().manual_seed(1))[0]
     assert float((a - b).detach().abs().mean()) > 0.2
+
+
+def test_the_flow_stays_in_float32() -> None:
+    """Trap 9: under bf16 its draws and log-determinants are those without, to the bit; the denoiser runs in it."""
+    method = FlowDiff(recipe(), CPU)
+    one = batch(method)
+    x, logdet, _, _ = method._drawn(one, gen())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, other, _, _ = method._drawn(one, gen())
+        rough = method._prior(x, torch.full((8,), 0.5, dtype=torch.float64))
+    assert torch.equal(x, y)
+    assert torch.equal(logdet, other)
+    assert not torch.equal(rough, method._prior(x, torch.full((8,), 0.5, dtype=torch.float64)))
 
 
 def test_the_flows_prior_is_a_short_average_of_the_denoiser() -> None:

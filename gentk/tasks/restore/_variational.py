@@ -32,7 +32,7 @@ from gentk.metrics.points import sliced_wasserstein
 from gentk.metrics.quality import all_of, moments
 from gentk.nets import conditional_flow
 from gentk.operators import Operator
-from gentk.processes import schedules, times
+from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import fast_layout
 from gentk.recipe.schema import VE
@@ -46,6 +46,8 @@ _PROCESS = VE(name="ve")
 
 class FlowDiff:
     """A `Trainable`: warm-up of the flow, then of the denoiser, then both in turn, then the denoiser alone."""
+
+    shardable = False  # a network here is copied from another between updates, whole
 
     def __init__(self, recipe: Any, where: torch.device) -> None:
         self.recipe, self.config, self.where = recipe, recipe.method, where
@@ -84,15 +86,16 @@ class FlowDiff:
             yield Phase("flow", ("flow",), self._fitting)
 
     def draw(self, flow: nn.Module, op: Operator, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """x = G(z; y) (B, *shape) and log|det dx/dz| (B,)."""
-        return Amortised(flow, self.moments.mean, self.moments.r).draw(op, y, self.recipe.sigma, z)
+        """x = G(z; y) (B, *shape) and log|det dx/dz| (B,), in float32 whatever the denoiser runs in (trap 9)."""
+        with torch.autocast(self.where.type, enabled=False):
+            return Amortised(flow, self.moments.mean, self.moments.r).draw(op, y, self.recipe.sigma, z)
 
     def _drawn(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Tensor, Operator, Tensor]:
         y, index = batch.x, batch.y
         assert y is not None
         assert index is not None
         op = self.data.operator(index.cpu())
-        z = torch.randn(len(y), *self.data.shape, generator=gen, device=self.where)
+        z = rows.randn((len(y), *self.data.shape), gen, device=self.where)
         return *self.draw(self.nets["flow"], op, y, z), op, y
 
     def _denoising(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
@@ -102,7 +105,7 @@ class FlowDiff:
         denoiser = self.nets["denoiser"]
         assert isinstance(denoiser, Denoiser)
         t = times.draw(self.config.noise, denoiser.process, len(x), gen, self.where)
-        eps = torch.randn(x.shape, generator=gen, device=self.where)
+        eps = rows.randn(x.shape, gen, device=self.where)
         return edm(denoiser, denoiser.process, x, t, eps, None, self.config.sigma_data).mean(), {}
 
     def _fitting_gauss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:

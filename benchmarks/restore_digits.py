@@ -1,0 +1,141 @@
+"""Priors learned from corrupted digits alone, beside the bound and the baselines; and what each is worth as a restorer.
+
+    python benchmarks/restore_digits.py [--seeds 0,1,2] [--out runs/restore] [--only priors|restorers] [--operators ...]
+
+Noise of deviation .5 in [-1, 1], or half of the pixels hidden and noise of .05. Every run is a `gentk restore ...` in a
+folder of its own: the table can be had again, or a stopped benchmark gone on with, by the same command. `--have`
+tells of finished runs only. Prints Markdown tables; several seeds are mean (least to largest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+NOISE = {"noise": ("--operator", "noise", "--sigma", "0.5"), "inpaint": ("--operator", "inpaint", "--sigma", "0.05")}
+PRIORS: dict[str, dict[str, tuple[str, ...]]] = {
+    op: {
+        "clean": ("naive", "--set", "method.see=clean"),
+        "naive": ("naive", *(() if op == "noise" else NOISE[op])),
+        "ambient": ("ambient", *(("--recipe", "restore/ambient/digits-noise") if op == "noise" else ())),
+        "em": ("em", *(("--recipe", "restore/em/digits-inpaint") if op == "inpaint" else ())),
+        "fd": (
+            "flowdiff",
+            *(("--recipe", "restore/flowdiff/digits-inpaint") if op == "inpaint" else ()),
+            *("--set", "train.sample_every=300"),
+        ),
+    }
+    for op in NOISE
+}
+RESTORERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "noise": {
+        "reverse, 24-level grid": ("reverse", "--draws", "8"),
+        "pigdm, covariance": ("pigdm", "--draws", "8", "--steps", "30"),
+        "diffpir": ("diffpir", "--steps", "100"),
+        "ddnm": ("ddnm", "--steps", "100"),
+        "dps": ("dps", "--steps", "100"),
+    },
+    "inpaint": {
+        "pigdm, covariance": ("pigdm", "--draws", "8", "--steps", "30"),
+        "pigdm, one variance": ("pigdm", "--draws", "8", "--steps", "100", "--set", "method.covariance=false"),
+        "diffpir": ("diffpir", "--steps", "100"),
+        "ddnm": ("ddnm", "--steps", "100"),
+        "dps": ("dps", "--steps", "100"),
+    },
+}
+IMAGES = ("-n", "50")
+
+
+def gentk(words: Sequence[str], out: Path, *, have: bool) -> dict[str, float] | None:
+    """The figures of a run; with `have` None where it is not finished."""
+    record = out / "run.json"
+    if have and (not record.exists() or json.loads(record.read_text())["status"] != "done"):
+        return None
+    command = [sys.executable, "-m", "gentk", "restore", *words, "--out", str(out), "--quiet", "--json"]
+    answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    figures: dict[str, float] = answer["metrics"]
+    return figures | {"seconds": answer["seconds"]}
+
+
+def cell(rows: list[dict[str, float]], name: str) -> str:
+    values = [row[name] for row in rows if name in row]
+    if not values:
+        return ""
+    text = f"{mean(values):.3g}"
+    return text if len(values) == 1 else f"{text} ({min(values):.3g} to {max(values):.3g})"
+
+
+def table(rows: dict[str, list[dict[str, float]]], columns: Sequence[str]) -> None:
+    print(f"| | seeds | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 2) + "|")
+    for name, found in rows.items():
+        print(f"| {name} | {len(found)} | {' | '.join(cell(found, each) for each in columns)} |")
+    print(flush=True)
+
+
+def priors(op: str, seeds: list[str], out: Path, *, have: bool) -> None:
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, words in PRIORS[op].items():
+        for seed in seeds:
+            folder = out / (f"clean-{seed}" if name == "clean" else f"{name}-{op}-{seed}")
+            found = gentk([*words, "--seed", seed], folder, have=have)
+            if found is not None:
+                rows.setdefault(name, []).append(found)
+    print(f"\n{op}: priors\n")
+    table(rows, ("fd", "fd_measured", "precision", "recall", "nfe", "psnr_mean", "seconds"))
+
+
+def restorers(op: str, seed: str, out: Path, *, have: bool) -> None:
+    rows: dict[str, list[dict[str, float]]] = {}
+    flow = out / f"fd-{op}-{seed}" / "export" / "flow.safetensors"
+    if flow.exists():
+        words = ["flow", "--model", str(flow), *NOISE[op], "--draws", "16", *IMAGES]
+        if found := gentk(words, out / f"by-flow-{op}-{seed}", have=have):
+            rows["flow, 16 draws"] = [found]
+    for prior in ("clean", "fd", "em", "naive"):
+        run = out / (f"clean-{seed}" if prior == "clean" else f"{prior}-{op}-{seed}")
+        model = run / "export" / "prior.safetensors"
+        for name, words_ in RESTORERS[op].items():
+            if not model.exists() or (prior in ("em", "naive") and name != next(iter(RESTORERS[op]))):
+                continue
+            folder = out / f"by-{prior}-{op}-{seed}-{name.replace(', ', '-').replace(' ', '-')}"
+            found = gentk([*words_, "--model", str(model), *NOISE[op], *IMAGES], folder, have=have)
+            if found is not None:
+                rows[f"{name}, prior {prior}"] = [found]
+    print(f"\n{op}: restorers, seed {seed}\n")
+    columns = (
+        "psnr",
+        "psnr_one_draw",
+        "psnr_measured",
+        "coverage_90",
+        "z_rms",
+        "nfe",
+        "backward_passes",
+        "seconds_per_image",
+    )
+    table(rows, columns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", type=Path, default=Path("runs/restore"))
+    parser.add_argument("--operators", default="noise,inpaint")
+    parser.add_argument("--only", choices=("priors", "restorers"))
+    parser.add_argument("--have", action="store_true")
+    given = parser.parse_args()
+    seeds = given.seeds.split(",")
+    for op in given.operators.split(","):
+        if given.only != "restorers":
+            priors(op, seeds, given.out, have=given.have)
+        if given.only != "priors":
+            restorers(op, seeds[0], given.out, have=given.have)
+
+
+if __name__ == "__main__":
+    main()
