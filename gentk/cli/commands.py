@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from gentk.cli import console, options, sweeping
+from gentk.engine import world
 from gentk.errors import RecipeError
 from gentk.recipe import registry
 
@@ -76,7 +77,7 @@ def make(
         **rest: Any,
     ) -> None:
         with console.guard():
-            console.quiet(quiet)
+            console.quiet(quiet or world.rank() > 0)  # of several processes the first speaks
             if device not in ("auto", "cpu", "cuda"):
                 raise RecipeError(f"--device {device}: not one of auto, cpu, cuda")
             theirs = {name: rest.pop(name) for name in more}

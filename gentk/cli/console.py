@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import typer
 
+from gentk.engine import world
 from gentk.engine.log import json_text, tidy
 from gentk.errors import GentkError
 
@@ -75,9 +76,11 @@ def guard() -> Iterator[None]:
     try:
         yield
     except GentkError as error:
-        if error.told:  # by another process of the same run
+        # by another process of the same run; or, before they have met, by the first on this machine
+        if error.told or (world.local_rank() and not error.shared):
             raise typer.Exit(error.code) from None
-        _lines("error", str(error), typer.colors.RED)
+        place = "" if error.shared or not world.rank() else f"rank {world.rank()}: "
+        _lines("error", place + str(error), typer.colors.RED)
         if error.hint:
             _lines("hint", error.hint, typer.colors.CYAN)
         raise typer.Exit(error.code) from None

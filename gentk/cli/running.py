@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 from gentk.cli import console
 from gentk.cli.commands import Asked
+from gentk.engine import world
 from gentk.errors import RecipeError, RunFailed
 from gentk.recipe import registry
 
@@ -19,7 +19,7 @@ def perform(asked: Asked) -> None:
     """Runs what was asked for and prints the answer: run folders on stdout, or JSON."""
     if not asked.swept:
         answer = _run(asked, asked.points[0][1], asked.out, asked.mode)
-        if asked.how["json"]:
+        if asked.how["json"] and not world.rank():
             console.as_json(answer)
         return
     _sweep(asked)
@@ -48,7 +48,7 @@ def _sweep(asked: Asked) -> None:
             except RunFailed as error:
                 failed.append(point.name)
                 console.note(f"warning: {point.name}: {error}")
-    if asked.how["json"]:
+    if asked.how["json"] and not world.rank():
         console.as_json(answers)
     if len(answers) > 1 and not asked.how["dry_run"]:
         _page(asked)
@@ -63,7 +63,7 @@ def _page(asked: Asked) -> None:
     """The page that compares the runs of a sweep; of several processes the first writes it."""
     from gentk.engine import comparison
 
-    if os.environ.get("RANK", "0") == "0":
+    if not world.rank():
         folders = [asked.folder(point) for point, _ in asked.points if (asked.folder(point) / "run.json").exists()]
         console.note(f"comparison: {comparison.write(folders, asked.out / 'compare.html')}")
 
@@ -73,10 +73,12 @@ def _run(asked: Asked, loaded: Any, folder: Path, mode: Any) -> dict[str, Any]:
     from gentk.engine.run import Job
 
     how = {name: asked.how[name] for name in ("device", "quiet", "dry_run")}
+    how["quiet"] = how["quiet"] or world.rank() > 0  # of several processes the first speaks
     job = Job(asked.task, loaded, folder, mode, command=shlex.join(["gentk", *sys.argv[1:]]), **how)
     run: Callable[[Job], Any] = registry.task_module(asked.task).run
-    outcome = run(job)
-    if not asked.how["json"]:
+    with world.together(job):
+        outcome = run(job)
+    if not asked.how["json"] and not world.rank():
         if outcome.answer:
             console.out(outcome.answer)
         if outcome.run is not None:

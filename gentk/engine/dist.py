@@ -226,8 +226,12 @@ def joined(facts: dict[str, Any], device: str) -> Iterator[Group]:
         return
     from torch import distributed
 
-    _place(device)
-    group = _meet()
+    try:
+        _place(device)
+        group = _meet()
+    except GentkError as e:
+        e.shared = True  # it names its rank, and no other process says it
+        raise
     _current = group
     try:
         group.places = [json.loads(t) for t in group.texts(json.dumps({"host": platform.node(), "pid": os.getpid()}))]

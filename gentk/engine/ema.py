@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gentk.recipe.schema import Ema
 
@@ -23,7 +24,20 @@ def decay(section: Ema, batch: int, images: int) -> float:
 
 @torch.no_grad()  # the average is no function of the weights that anything differentiates
 def update(average: nn.Module, net: nn.Module, beta: float) -> None:
-    """average <- beta * average + (1 - beta) * net for parameters; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1.0 - beta)
+    """average <- beta * average + (1 - beta) * net for parameters; buffers are copied.
+
+    Of networks in parts (`engine/shards.py`) each process moves its own.
+    """
+    for module in (average, net):
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
+    torch._foreach_lerp_([_own(p) for p in average.parameters()], [_own(p) for p in net.parameters()], 1.0 - beta)
     for a, b in zip(average.buffers(), net.buffers(), strict=True):
         a.copy_(b)
+
+
+def _own(p: Tensor) -> Tensor:
+    to_local: Any = getattr(p.detach(), "to_local", None)  # the type itself takes a second to import
+    own: Tensor = p if to_local is None else to_local()
+    return own

@@ -3,70 +3,29 @@ against numbers that are not finite, checkpoints and exact resume."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gentk.engine import checkpoint, dist, ema, gradients, optim, pictures, rng
+from gentk.engine import dist, ema, gradients, optim, pictures, rng, roles
 from gentk.engine.dist import Group
 from gentk.engine.keeping import watch
 from gentk.engine.method import Batch, Phase, Trainable
 from gentk.engine.precision import autocast, compiled, saving
 from gentk.engine.progress import Progress
 from gentk.engine.run import Run
+from gentk.engine.state import State as State
+from gentk.engine.state import start as start
 from gentk.engine.stop import StopRequest
 from gentk.errors import GentkError, RunFailed
 from gentk.recipe.schema import Ema, Train
 
 _LARGEST_SKIP = 20  # updates in a row that `nan: skip` forgives: beyond that nothing is being learned
-
-
-@dataclass
-class State:
-    """Everything that a checkpoint holds: networks, averages, optimisers and the number of steps done."""
-
-    nets: dict[str, nn.Module]
-    averaged: dict[str, nn.Module]
-    optimisers: dict[str, torch.optim.Optimizer]
-    step: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)  # updates skipped in a row, by phase
-
-    def pack(self) -> dict[str, Any]:
-        """Plain containers of tensors, for torch.load(weights_only=True)."""
-        return {
-            "step": self.step,
-            "skipped": dict(self.skipped),
-            "nets": {k: v.state_dict() for k, v in self.nets.items()},
-            "averaged": {k: v.state_dict() for k, v in self.averaged.items()},
-            "optimisers": {k: v.state_dict() for k, v in self.optimisers.items()},
-        }
-
-    def unpack(self, packed: dict[str, Any]) -> None:
-        """The inverse of `pack`, in place. Raises RunFailed when the checkpoint is of other networks."""
-        try:
-            for name, group in (("nets", self.nets), ("averaged", self.averaged), ("optimisers", self.optimisers)):
-                for k, part in group.items():
-                    part.load_state_dict(packed[name][k])
-        except (KeyError, RuntimeError, ValueError) as e:
-            raise RunFailed(
-                f"the checkpoint does not fit the networks of the recipe: {e}", hint="--fresh starts again"
-            ) from e
-        self.step, self.skipped = packed["step"], dict(packed["skipped"])
-
-
-def start(method: Trainable) -> State:
-    """The state before the first step: the averages are exact copies of their networks."""
-    averaged = {name: copy.deepcopy(method.nets[name]).eval().requires_grad_(False) for name in method.ema}
-    optimisers = {name: optim.build(method.optim[name], net.parameters()) for name, net in method.nets.items()}
-    return State(dict(method.nets), averaged, optimisers)
 
 
 class _Means:
@@ -100,11 +59,9 @@ def _update(
     method: Trainable, state: State, phase: Phase, train: Train, seed: int, where: torch.device, means: _Means, at: _At
 ) -> None:
     """One optimiser update. Raises RunFailed when loss or gradient is not finite and the recipe says stop."""
-    for name, net in method.nets.items():
-        moves = name in phase.nets
-        net.requires_grad_(moves).train(
-            moves
-        )  # frozen parameters, not no_grad: gradients still flow through the others
+    state.gather()
+    for name, net in method.nets.items():  # frozen parameters, not no_grad: gradients still flow through the others
+        roles.give(net, name in phase.nets)
     nets = [method.nets[name] for name in phase.nets]
     for name in phase.nets:
         state.optimisers[name].zero_grad(set_to_none=True)
@@ -112,15 +69,17 @@ def _update(
     try:
         _backward(method, state, phase, train, seed, where, means, at.group, total)
     except GentkError as e:
-        if at.group.size == 1:
+        if at.group.size == 1 or state.parted:  # where the others are in exchanges of another kind
             raise
         at.fault = e  # the others learn of it by the exchange that they are in, and all end together
     if at.group.size > 1:
-        total, place = at.exchanged(nets, total)
-    norms = {}
+        state.part(nets, at.group)
+        total, place = at.exchanged([] if state.parted else nets, total)
+    norms: dict[str, Tensor] = {}
     for name, net in zip(phase.nets, nets, strict=True):
         clip = method.optim[name].clip
-        norms[name] = nn.utils.clip_grad_norm_(net.parameters(), math.inf if clip is None else clip)
+        norm = nn.utils.clip_grad_norm_(net.parameters(), math.inf if clip is None else clip)
+        norms[name] = norm.full_tensor() if state.parted and hasattr(norm, "full_tensor") else norm
     if not bool(torch.isfinite(total + sum(norms.values()))):
         bad = "loss" if not bool(torch.isfinite(total)) else "gradient"
         state.skipped[phase.name] = state.skipped.get(phase.name, 0) + 1
@@ -136,6 +95,7 @@ def _update(
             group["lr"] = optim.learning_rate(method.optim[name], state.step, train.steps)
         state.optimisers[name].step()
         state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
+    state.gather()  # for what the method does between updates
     means.add({f"{phase.name}/loss": total, **{f"{phase.name}/grad_norm_{k}": v for k, v in norms.items()}})
 
 
@@ -226,10 +186,8 @@ def fit(
     """
     folder = run.folder / "checkpoints"
     at = _At(dist.current(), stop)
-    state = start(method)
-    packed = checkpoint.latest(folder, where, run.warn)
-    if packed is not None:
-        state.unpack(packed)
+    state = start(method, train.parallel, where, at.group)
+    state.load(folder, where, at.group, run.warn)
     run.log.truncate(state.step)
     if train.checkpointing:
         saving(method.nets)
@@ -240,11 +198,13 @@ def fit(
         if state.step == 0 and train.sample_every:
             _preview(method, state, run, train)
         while state.step < _end(run, train):
+            state.gather()
             try:
                 for phase in method.phases(state.step):
                     _update(method, state, phase, train, seed, where, means, at)
             except NotFinite as e:
                 raise _keep_failed(run, state, e, at.group) from None
+            state.part()
             state.step += 1
             images = state.step * train.batch
             beta = ema.decay(average, train.batch, images)
@@ -269,16 +229,13 @@ def fit(
                 mark = (mark[0] + time.monotonic() - begun, mark[1])  # pictures do not count as training time
             last = last or state.step == _end(run, train)
             if state.step % train.checkpoint_every == 0 or last or stopped:
-                _save(folder, state, train.keep, at.group)
+                state.save(folder, train.keep, at.group)
                 run.update(step=state.step, steps=train.steps)
                 if stopped and not last:
                     stop.stop()
+    state.averaged = state.shown()
+    state.gather()
     return state
-
-
-def _save(folder: Path, state: State, keep: int, group: Group) -> Path:
-    """The checkpoint of this step, written by rank 0."""
-    return Path(group.from_first(lambda: str(checkpoint.save(folder, state.step, state.pack(), keep=keep))))
 
 
 def _end(run: Run, train: Train) -> int:
@@ -287,7 +244,10 @@ def _end(run: Run, train: Train) -> int:
 
 
 def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
-    shown = method.preview(state.averaged)
+    averaged = state.shown()
+    state.gather()
+    shown = method.preview(averaged)
+    state.part()
     for name, picture in shown.pictures.items() if dist.current().first else ():
         pictures.save(picture, run.folder / "samples" / f"{name}-{state.step:08d}.png")
     if shown.metrics:
@@ -297,7 +257,7 @@ def _preview(method: Trainable, state: State, run: Run, train: Train) -> None:
 
 def _keep_failed(run: Run, state: State, error: NotFinite, group: Group) -> RunFailed:
     """Saves the state for inspection, apart from the checkpoints that a resume would take."""
-    where = _save(run.folder / "checkpoints" / "failed", state, 1, group)
+    where = state.save(run.folder / "checkpoints" / "failed", 1, group)
     failed = RunFailed(
         f"{error}; the state is kept in {where}",
         hint="lower the learning rate, set optim...clip, or --set train.nan=skip; the data may hold extreme values",

@@ -34,7 +34,7 @@ from gentk.errors import RecipeError
 from gentk.losses import matching
 from gentk.losses.divergence import Weight, weight
 from gentk.nets.lora import Adapted, adapted, merged
-from gentk.processes import times
+from gentk.processes import rows, times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model
@@ -90,8 +90,8 @@ class Labels:
         if not self.classes:
             return None
         if not self.allowed:
-            return torch.randint(self.classes, (n,), generator=gen, device=where)
-        chosen = torch.randint(len(self.allowed), (n,), generator=gen, device=where)
+            return rows.randint(self.classes, (n,), gen, device=where)
+        chosen = rows.randint(len(self.allowed), (n,), gen, device=where)
         return torch.tensor(self.allowed, device=where)[chosen]
 
     def take(self, index: Tensor, where: torch.device) -> Tensor | None:
@@ -136,7 +136,7 @@ class Core:
 
     def generate(self, n: int, gen: torch.Generator) -> tuple[Tensor, Any]:
         """(x0, cond) from fresh noise and conditions."""
-        z = torch.randn((n, *self.shape), generator=gen, device=self.where)
+        z = rows.randn((n, *self.shape), gen, device=self.where)
         cond = self.conditions.draw(n, gen, self.where)
         return self.of(z, cond), cond
 
@@ -148,7 +148,7 @@ class Core:
     def noise(self, law: Times, n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (n,) by a recipe's law, and noise independent of the generator's (else psi learns another field)."""
         t = times.draw(law, self.process, n, gen, self.where)
-        return t, torch.randn((n, *self.shape), generator=gen, device=self.where)
+        return t, rows.randn((n, *self.shape), gen, device=self.where)
 
     def fit_fake(
         self,
@@ -170,7 +170,7 @@ class Core:
             x0, cond = samples or self.generate(n, gen)
         t, eps = self.noise(law, n, gen)
         if dropout and cond is not None:
-            cond = self.conditions.hide(cond, torch.rand(n, generator=gen, device=self.where) < dropout)
+            cond = self.conditions.hide(cond, rows.rand((n,), gen, device=self.where) < dropout)
         fit: matching.Matching = {"edm": matching.edm, "flow": matching.flow}[loss]
         fake = guided(self.nets["fake"], scale)
         return fit(fake, self.process, x0, t, eps, cond, self.teacher.sigma_data).mean()

@@ -38,7 +38,8 @@ _LEFTOVER = re.compile(
 _QUEUED = re.compile(r"slurm-\d+(_\d+)?\.out")  # Slurm opens its log before the run begins
 # Keys that may change under a run that goes on: none of them touches what its steps compute.
 _FREE = {
-    f"train.{key}" for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track", "checkpointing")
+    f"train.{key}"
+    for key in ("nan", "keep", "log_every", "sample_every", "checkpoint_every", "track", "checkpointing", "parallel")
 }
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gentk.processes import rows
+
 Shown = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(K x_t (B, ...), K (B, ...), t (B,)) -> D (B, ...)."""
 
@@ -40,5 +42,5 @@ def further(
 
 def hidden(seen: Tensor, share: float, gen: torch.Generator) -> Tensor:
     """A mask K below A = `seen` (B, C, ...): of each image's seen pixels each is hidden with probability `share`."""
-    keep = torch.rand(seen[:, :1].shape, generator=gen, device=gen.device) >= share
+    keep = rows.rand(seen[:, :1].shape, gen, device=gen.device) >= share
     return seen * keep.to(seen)

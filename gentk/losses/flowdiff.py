@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gentk.processes import rows
+
 
 def misfit(y: Tensor, hx: Tensor, sigma: float) -> Tensor:
     """|y - H x|^2 / (2 sigma^2): (B, ...) twice -> (B,)."""
@@ -50,7 +52,7 @@ def probes(x: Tensor, repeats: int, low: float, high: float, gen: torch.Generato
     """
     n, pair = len(x), 2 if repeats % 2 == 0 else 1
     s = spread_levels(n // pair, low, high, gen, x.device)
-    eps = torch.randn(n // pair, *x.shape[1:], generator=gen, device=x.device, dtype=x.dtype)
+    eps = rows.randn((n // pair, *x.shape[1:]), gen, device=x.device, dtype=x.dtype)
     if pair == 1:
         return s, eps
     return s.repeat_interleave(2), torch.stack([eps, -eps], 1).flatten(0, 1)
@@ -63,6 +65,7 @@ def gaussian_energy(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 def spread_levels(n: int, low: float, high: float, gen: torch.Generator, where: torch.device) -> Tensor:
     """n levels even in ln s from low to high, one in each n-th of the range, in random order: (n,) float64."""
-    at = (torch.arange(n, device=where) + torch.rand(n, generator=gen, device=where)) / n
-    at = at[torch.randperm(n, generator=gen, device=where)].double()
+    n = n * rows.size(gen)  # over all processes that share the batch
+    at = (torch.arange(n, device=where) + torch.rand(n, generator=rows.common(gen), device=where)) / n
+    at = rows.mine(at[torch.randperm(n, generator=rows.common(gen), device=where)].double(), gen)
     return low * (at * math.log(high / low)).exp()

@@ -25,7 +25,7 @@ from gentk.metrics.paired import psnr
 from gentk.operators import Operator
 from gentk.operators.identity import Identity
 from gentk.operators.masks import Masked
-from gentk.processes import schedules, times
+from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.grids import karras
 from gentk.processes.models import fast_layout
@@ -68,7 +68,7 @@ class Ambient:
         seen = op.seen(torch.ones_like(y))
         kept = ambient.hidden(seen, self.config.hide, gen) if isinstance(op, Masked) else seen
         s = times.draw(self.config.noise, denoiser.process, len(y), gen, self.where)
-        eps = torch.randn(y.shape, generator=gen, device=self.where)
+        eps = rows.randn(y.shape, gen, device=self.where)
         told = Told(denoiser)
         return ambient.further(told, y, seen, kept, s, eps, self.recipe.sigma, self.config.sigma_data).mean(), {}
 

@@ -22,7 +22,7 @@ from gentk.losses.matching import edm
 from gentk.operators import Operator
 from gentk.operators.identity import Identity
 from gentk.operators.masks import Masked
-from gentk.processes import schedules, times
+from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.grids import karras
 from gentk.processes.models import fast_layout
@@ -36,6 +36,8 @@ _RHO = 7.0
 
 class Em:
     """A `Trainable`: EDM's loss on the round's draws."""
+
+    shardable = False  # a network here is copied from another between updates, whole
 
     def __init__(self, recipe: Any, where: torch.device) -> None:
         self.recipe, self.config, self.where = recipe, recipe.method, where
@@ -89,10 +91,10 @@ class Em:
     def _loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         denoiser = self.nets["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        rows = torch.randint(len(self.pool), (batch.n,), generator=gen, device=gen.device)
-        x = self.pool[rows.to(self.pool.device)]
+        drawn = rows.randint(len(self.pool), (batch.n,), gen, device=gen.device)
+        x = self.pool[drawn.to(self.pool.device)]
         t = times.draw(self.config.noise, denoiser.process, len(x), gen, self.where)
-        eps = torch.randn(x.shape, generator=gen, device=self.where)
+        eps = rows.randn(x.shape, gen, device=self.where)
         spread = self.pool.var(0).mean()
         return edm(denoiser, denoiser.process, x, t, eps, None, self.config.sigma_data).mean(), {"variance": spread}
 

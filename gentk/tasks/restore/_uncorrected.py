@@ -12,7 +12,7 @@ from gentk import nets, operators
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Metrics, Phase, Result
 from gentk.losses.matching import edm
-from gentk.processes import schedules, times
+from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import fast_layout
 from gentk.recipe.schema import VE
@@ -49,7 +49,7 @@ class Naive:
     def _loss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, denoiser = self.seen(batch), self.nets["denoiser"]
         t = times.draw(self.config.noise, denoiser.process, len(x), gen, self.where)
-        eps = torch.randn(x.shape, generator=gen, device=self.where)
+        eps = rows.randn(x.shape, gen, device=self.where)
         return edm(denoiser, denoiser.process, x, t, eps, None, self.config.sigma_data).mean(), {}
 
     def _sampler(self, averaged: Mapping[str, nn.Module]) -> Sampler:
