@@ -27,7 +27,6 @@ PRIORS: dict[str, dict[str, tuple[str, ...]]] = {
         "fd": (
             "flowdiff",
             *(("--recipe", "restore/flowdiff/digits-inpaint") if op == "inpaint" else ()),
-            *("--set", "train.sample_every=300"),
         ),
     }
     for op in NOISE

@@ -34,7 +34,7 @@ print(*[r["name"] for r in json.load(sys.stdin) if r["size"] == "laptop"])'); do
     restore)
       cut=(--quiet -n 4 --steps 3)
       case $recipe in
-        */flowdiff/* | */naive/*) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0) ;;
+        */flowdiff/* | */naive/* | */em/* | */ambient/*) cut=("${quick[@]}" --set measure.n=200 --set measure.preview=0) ;;
       esac
       [[ $recipe != */flowdiff/* ]] || cut+=(--set method.warmup=1 --set method.prior_steps=0 --set held.n=8 --set held.preview=0)
       ;;

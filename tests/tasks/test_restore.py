@@ -83,6 +83,23 @@ def test_every_restorer_and_what_it_leaves(method: str) -> None:
     assert done("restore", method, *few).stdout == said.stdout  # a finished run answers as it did
 
 
+def test_noise_is_undone_by_the_priors_own_process() -> None:
+    """It walks the levels below sigma only, its draws are the model's posterior, and other operators are refused."""
+    done("restore", "reverse", "-n", 4, "--draws", 4, "--steps", 12, "--out", "run")
+    found = result("run")
+    figures = found["figures"]
+    assert found["levels"][0] == 0.5
+    assert found["levels"] == sorted(found["levels"], reverse=True)
+    assert figures["nfe"] == len(found["levels"]) - 1 == 12
+    assert figures["backward_passes"] == 0
+    assert figures["psnr"] > max(figures["psnr_one_draw"], figures["psnr_measured"])
+    assert found["restorer"]["draws_are"] == "exact"
+    assert "own posterior, exact but for the size of the steps" in Path("run/report.html").read_text()
+    few = ("restore", "reverse", "--steps", 12, "--out", "other")
+    refused(2, "`reverse` undoes noise alone", *few, "--operator", "inpaint")
+    refused(2, "sigma: 0: `reverse` with these settings needs noise", *few, "--sigma", 0)
+
+
 def test_results_that_have_diverged_are_flagged() -> None:
     """A step that is far too long: the run says so in words and in a figure, and a sound one does not."""
     done("restore", "dps", *FEW, "wild", "--set", "method.scale=50.0")
