@@ -1,12 +1,14 @@
 """Robust accuracy against known figures: a table of defences on digits, and published classifiers under PGD.
 
     python benchmarks/robustness.py table [--images 128] [--only scoreopt-n] [--out runs/robustness.json]
+    python benchmarks/robustness.py randomness [--images 64]
     GENTK_DATA=... python benchmarks/robustness.py victims [--images 500]
 
 `table`: an exact denoiser (of a kernel density on 1,400 digits) purifies in front of a small CNN, attacked at eps 0.2
 by 30 steps of PGD; each cell is single draw / average of 20 / worst of 10 / vote of 20, with the reference beside it,
-which is another run of the same on another CNN. `victims`: PGD of as many steps as $GENTK_DATA's README says. What is
-done is kept in --out, so that a stopped run goes on.
+which is another run of the same on another CNN. `randomness`: Purify++ by noise level and lambda, against a blind
+attack, its exact gradient over ten draws and one, and one that knows the noise. `victims`: PGD of as many steps as
+$GENTK_DATA's README says. What is done is kept in --out, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from gentk.defences.one_shot import OneShot  # noqa: E402
 from gentk.defences.purified import PurifiedClassifier  # noqa: E402
 from gentk.defences.purify_pp import PurifyPP  # noqa: E402
 from gentk.defences.scoreopt import ScoreOpt  # noqa: E402
-from gentk.metrics.robustness import accuracy, flags, scores  # noqa: E402
+from gentk.metrics.robustness import accuracy, flags, half_width, scores  # noqa: E402
 from gentk.nets.image_classifier import PRETRAINED, pretrained  # noqa: E402
 from gentk.recipe.schema import Data  # noqa: E402
 from tests.defences import testbed  # noqa: E402
@@ -112,13 +114,14 @@ def cell(victim: Victim, x: Tensor, y: Tensor, attack: dict[str, Any] | None) ->
     moved = x if attack is None else pgd(victim, x, y, ids, Pgd(Ball("linf", EPS), STEPS, STEP, **attack), seed=0)
     seconds = time.process_time() - begun
     found = scores(predictions(victim, moved, ids, seed=10_000, draws=20), y)
-    return {"rules": {rule: float(found[rule].mean()) for rule in RULES}, "seconds": seconds}
+    rules = {rule: float(found[rule].mean()) for rule in RULES}
+    return {"rules": rules, "images": found["average"].tolist(), "seconds": seconds}
 
 
-def inside(ours: float, n: int, reference: float) -> bool:
-    """Whether two measurements of one share, on `n` and on 128 images, differ by less than 95 % of such pairs do."""
-    p = (ours * n + reference * REFERENCE_IMAGES) / (n + REFERENCE_IMAGES)
-    return abs(ours - reference) <= 1.96 * math.sqrt(max(p * (1 - p), 1 / n) * (1 / n + 1 / REFERENCE_IMAGES)) + 1e-9
+def inside(ours: float, n: int, reference: float, m: int = REFERENCE_IMAGES) -> bool:
+    """Whether two measurements of one share, on `n` and on `m` images, differ by less than 95 % of such pairs do."""
+    p = (ours * n + reference * m) / (n + m)
+    return abs(ours - reference) <= 1.96 * math.sqrt(max(p * (1 - p), 1 / n) * (1 / n + 1 / m)) + 1e-9
 
 
 def table(given: argparse.Namespace) -> None:
@@ -136,7 +139,7 @@ def table(given: argparse.Namespace) -> None:
             if attack.startswith("surrogate") and "surrogate" not in victim.modes:
                 continue
             key = f"{name}/{attack}/{len(x)}"
-            if key not in done:
+            if "images" not in done.get(key, {}):
                 done[key] = cell(victim, x, y, ATTACKS.get(attack))
                 given.out.parent.mkdir(parents=True, exist_ok=True)
                 given.out.write_text(json.dumps(done, indent=1))
@@ -150,11 +153,59 @@ def table(given: argparse.Namespace) -> None:
                     text += f" ({reference[k]:.1f}){'' if fits else ' !'}"
                 words.append(text)
             print(f"| {name} | {attack} | " + " | ".join(words) + f" | {done[key]['seconds']:.0f} |", flush=True)
-        average = {a.partition(" ")[0]: done[f"{name}/{a}/{len(x)}"]["rules"]["average"] for a in REFERENCE[name]}
-        clean = average.pop("clean")
-        for flag in flags(average, clean=clean):
+        answers = {a.partition(" ")[0]: done[key] for a in ATTACKS if (key := f"{name}/{a}/{len(x)}") in done}
+        average = {a: found["rules"]["average"] for a, found in answers.items()}  # full: that of ten draws, the last
+        shares = {a: torch.tensor(found["images"]) for a, found in answers.items()}
+        doubt = half_width(shares["full"], shares["surrogate"]) if "surrogate" in shares else 0.0
+        for flag in flags(average, clean=done[f"{name}/clean/{len(x)}"]["rules"]["average"], doubt=doubt):
             print(f"\n{name}: {flag.words}\n")
     print(f"\n{outside} of {cells} figures differ from the reference beyond what 95 % of pairs would")
+
+
+# shared/methods/purify_pp.md, section 3.3: t*, then lambda: percent right clean, blind, full over ten draws; 64 images.
+LAMBDAS = (0.0, 0.5, 1.0, 3.0)
+BY_LEVEL: dict[float, tuple[tuple[float, float, float], ...]] = {
+    0.35: ((96.9, 38.8, 34.0), (97.0, 48.1, 38.8), (97.0, 52.3, 43.5), (96.6, 58.1, 48.4)),
+    0.5: ((94.6, 47.4, 41.3), (94.7, 52.2, 42.9), (94.6, 54.3, 44.4), (94.5, 56.2, 45.9)),
+    0.75: ((87.3, 44.9, 37.3), (87.9, 47.0, 36.1), (87.8, 47.2, 38.0), (87.7, 47.1, 39.3)),
+}
+
+
+def randomness(given: argparse.Namespace) -> None:
+    done: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    _, _, x, y = testbed.digits()
+    x, y, ids = x[: given.images], y[: given.images], torch.arange(given.images)
+    net, d = testbed.victim(), testbed.density()
+    print(f"{len(x)} digits, eps {EPS}, 6 steps of the purifier, average of 20 draws; reference in brackets\n")
+    print("| t* | lambda | clean | blind | full K10 | full K1 | noise known, on it | noise known, on fresh |")
+    print("|" + "---|" * 8)
+    attacks = {"blind": {"grad": "blind"}, "full": {"eot": 10}, "single": {}, "frozen": {"frozen": True}}
+    outside = 0
+    for t_star, rows in BY_LEVEL.items():
+        for lam, reference in zip(LAMBDAS, rows, strict=True):
+            key = f"randomness/{t_star}/{lam}/{len(x)}"
+            if key not in done:
+                purifier = PurifyPP(d, t_star, 6, t_min=0.02, solver="exponential", langevin=lam)
+                victim, found = PurifiedClassifier(net, 10, purifier), {}
+                for name, own in (("clean", None), *attacks.items()):
+                    ball = Ball("linf", EPS)
+                    moved = x if own is None else pgd(victim, x, y, ids, Pgd(ball, STEPS, STEP, **own), seed=0)  # type: ignore[arg-type]
+                    answers = predictions(victim, moved, ids, seed=10_000, draws=20)
+                    found[name] = float((answers == y[:, None]).double().mean())
+                    if name == "frozen":
+                        known = predictions(victim, moved, ids, seed=0, draws=1)
+                        found["known"] = float((known == y[:, None]).double().mean())
+                done[key] = found
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text(json.dumps(done, indent=1))
+            found, words = done[key], []
+            for name, stated in zip(("clean", "blind", "full"), reference, strict=True):
+                fits = inside(found[name], len(x), stated / 100, 64)
+                outside += not fits
+                words.append(f"{100 * found[name]:.1f} ({stated:.1f}){'' if fits else ' !'}")
+            words += [f"{100 * found[name]:.1f}" for name in ("single", "known", "frozen")]
+            print(f"| {t_star} | {lam:g} | " + " | ".join(words) + " |", flush=True)
+    print(f"\n{outside} of 36 figures differ from the reference beyond what 95 % of pairs would")
 
 
 # README of $GENTK_DATA: (eps, percent right of the first 500; of 200 for resnet20).
@@ -198,13 +249,13 @@ def victims(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "victims"))
+    parser.add_argument("what", choices=("table", "randomness", "victims"))
     parser.add_argument("--images", type=int, default=None)
     parser.add_argument("--only", help="one defence, or one classifier")
     parser.add_argument("--out", type=Path, default=Path("runs/robustness.json"))
     given = parser.parse_args()
-    given.images = given.images or {"table": 128, "victims": 500}[given.what]
-    {"table": table, "victims": victims}[given.what](given)
+    given.images = given.images or {"table": 128, "randomness": 64, "victims": 500}[given.what]
+    {"table": table, "randomness": randomness, "victims": victims}[given.what](given)
 
 
 if __name__ == "__main__":

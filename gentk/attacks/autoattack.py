@@ -71,7 +71,9 @@ def autoattack(
             moved = attack(x.clone(), y.clone())
         else:
             moved = _official(name, package, model, ball, version, victim.classes, seed, x, y)
+    said = {"eot": _EOT} if version == "rand" else {"eot": 1, "queries": 5000}
     facts = {"library": f"{name} {_version_of(name)}".strip(), "version": version, "steps": 100, "calls": model.calls}
+    facts |= said
     return ball.project(moved.detach().to(x), x), facts
 
 

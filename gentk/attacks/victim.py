@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -58,10 +59,10 @@ class Tape:
         """
         where, n = (device if like is None else like.device), math.prod(shape)
         bits = self._bits(name, (n + 1) // 2, where)
-        high, low = (bits >> 32) & _MASK32, bits & _MASK32
-        radius = ((high.double() + 0.5) * 2.0**-32).log_().mul_(-2).sqrt_()
-        angle = low.double() * (2 * math.pi * 2.0**-32)
-        flat = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n].float()
+        high, low = (bits >> 32).bitwise_and_(_MASK32), bits.bitwise_and_(_MASK32)
+        radius = high.double().add_(0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        angle = low.double().mul_(2 * math.pi * 2.0**-32)
+        flat = torch.cat([radius * angle.cos(), angle.sin_().mul_(radius)], 1)[:, :n].float()
         out = flat.reshape(len(self), *shape)
         return out if like is None else out.to(like.dtype)
 
@@ -82,8 +83,7 @@ class Tape:
     def _bits(self, name: str | int, n: int, device: torch.device | str) -> Tensor:
         """(B, n) int64, all 64 bits random: splitmix64 started at a key of the row and the name."""
         start = _mix(self.keys ^ _word(name))
-        steps = torch.arange(1, n + 1, dtype=torch.int64, device=device) * _GOLDEN
-        return _mix(start.to(device)[:, None] + steps)
+        return _mix(start.to(device)[:, None] + _counters(n, device))
 
 
 class Victim(Protocol):
@@ -175,11 +175,19 @@ _MASK32, _MASK24 = 2**32 - 1, 2**24 - 1
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014): a bijection of 64-bit words, int64 to int64."""
     # int64 products wrap around, as they must; its right shift copies the sign, which the masks take off.
-    x = (x ^ ((x >> 30) & (2**34 - 1))).mul_(0xBF58476D1CE4E5B9 - 2**64)
-    x = (x ^ ((x >> 27) & (2**37 - 1))).mul_(0x94D049BB133111EB - 2**64)
-    return x ^ ((x >> 31) & (2**33 - 1))
+    x = (x >> 30).bitwise_and_(2**34 - 1).bitwise_xor_(x).mul_(0xBF58476D1CE4E5B9 - 2**64)
+    x = (x >> 27).bitwise_and_(2**37 - 1).bitwise_xor_(x).mul_(0x94D049BB133111EB - 2**64)
+    return (x >> 31).bitwise_and_(2**33 - 1).bitwise_xor_(x)
 
 
+@lru_cache(maxsize=64)
+def _counters(n: int, device: torch.device | str) -> Tensor:
+    """What splitmix64 adds to its start for the first n numbers: (n,)."""
+    with torch.inference_mode(False):  # kept beyond the mode that it is first asked in
+        return torch.arange(1, n + 1, dtype=torch.int64, device=device) * _GOLDEN
+
+
+@lru_cache(maxsize=4096)
 def _word(name: str | int) -> int:
     """A signed 64-bit word of a name or a number."""
     digest = hashlib.blake2b(f"{type(name).__name__}:{name}".encode(), digest_size=8).digest()

@@ -18,10 +18,22 @@ Prior = Callable[[Tensor, float | Tensor], Tensor]
 
 
 def of(denoiser: Denoiser) -> Prior:
-    """A denoiser of any process as a function of z + t eps and t."""
+    """A denoiser of any process as a function of z + t eps and t.
+
+    A level that is a number is brought to the process's time once: a purifier comes back to the same few.
+    """
+    process, known = denoiser.process, dict[float, tuple[Tensor, float]]()
 
     def denoise(z: Tensor, t: float | Tensor) -> Tensor:
-        return at_sigma(denoiser, z, torch.as_tensor(t, dtype=torch.float64))
+        if isinstance(t, Tensor):
+            return at_sigma(denoiser, z, t)
+        if t not in known:
+            with torch.inference_mode(False):  # kept beyond the mode that it is first asked in
+                time = process.t_of(torch.tensor(t, dtype=torch.float64))
+                known[t] = time, float(process.alpha(time))
+        time, alpha = known[t]
+        out: Tensor = denoiser(z if alpha == 1 else alpha * z, time, None)
+        return out
 
     return denoise
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -83,7 +84,7 @@ class PurifyPP:
         if self.churn and self.langevin:
             raise RecipeError("method: langevin and churn are two ways to the same end: set one of them to 0")
 
-    @property
+    @cached_property
     def levels(self) -> tuple[float, ...]:
         """t_star = t_0 > ... > t_(steps - 1) = t_min, then 0."""
         return tuple(karras(self.steps, self.t_min, self.t_star, self.rho).tolist())

@@ -123,13 +123,15 @@ def flags(
     one_step: float | None = None,
     curve: Sequence[tuple[float, Interval]] = (),
     clean: float | None = None,
+    doubt: float = 0.0,
 ) -> tuple[Flag, ...]:
     """Every red flag of robust accuracies (in [0, 1], one rule for all) by the attack's name.
 
     Names that count: `blind`, `bpda`, `full` (any gradient of the whole pipeline), `surrogate`, `square`. `one_step` is
-    the full gradient's accuracy after one step of eps; `curve` holds (eps, accuracy) of one attack on the same images.
+    the full gradient's accuracy after one step of eps; `curve` holds (eps, accuracy) of one attack on the same images;
+    `doubt` is `half_width` of full and surrogate, within which they do not differ.
     """
-    found = [*_masked(attacks), *_beaten_by_square(attacks)]
+    found = [*_masked(attacks, doubt), *_beaten_by_square(attacks)]
     full = attacks.get("full")
     if one_step is not None and full is not None and one_step < full - _POINTS:
         found.append(
@@ -149,20 +151,32 @@ def flags(
     return tuple(found)
 
 
-def _masked(attacks: Mapping[str, float]) -> list[Flag]:
+def half_width(first: Tensor, second: Tensor) -> float:
+    """Half of the 95 % interval of the mean difference of two scores (N,) of the same images."""
+    d = first.double() - second.double()
+    return 1.96 * float(d.std()) / math.sqrt(len(d))
+
+
+def _masked(attacks: Mapping[str, float], doubt: float) -> list[Flag]:
     """The gradient of the whole defence must do no worse than gradients that know less."""
+    surrogate = attacks.get("surrogate")
     weaker = {name: attacks[name] for name in ("blind", "bpda") if name in attacks}
     if "full" not in attacks or not weaker:
         return []
     name = min(weaker, key=lambda n: weaker[n])
     full, least = attacks["full"], weaker[name]
     if full <= least + _POINTS:
-        return []
+        if surrogate is None or full <= surrogate + max(_POINTS, doubt):
+            return []
+        words = (
+            f"gradient masking: the full gradient leaves {_percent(full)}, that of a cheaper surrogate "
+            f"{_percent(surrogate)}: the second is the figure that says something about the defence"
+        )
+        return [Flag("masked", words, answered=True)]
     words = (
         f"gradient masking: the full gradient leaves {_percent(full)}, {name}, which knows less, {_percent(least)}: the"
         " defence hides its gradient, and the first figure says nothing about its robustness"
     )
-    surrogate = attacks.get("surrogate")
     if surrogate is None:
         return [Flag("masked", f"{words}; a surrogate attack is needed")]
     if surrogate > least + _POINTS:

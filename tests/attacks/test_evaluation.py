@@ -14,6 +14,7 @@ from gentk.attacks.victim import Undefended, Victim
 from gentk.defences.one_shot import OneShot
 from gentk.defences.purified import PurifiedClassifier
 from gentk.metrics.robustness import Scores, mcnemar, minimum, scores
+from tests.attacks.differences import near
 from tests.defences import testbed
 
 N, DRAWS = 80, 12
@@ -42,7 +43,7 @@ def test_a_defence_against_none_on_the_same_images() -> None:
     bare = Undefended(testbed.victim(), 10)
     moved = attack("pgd", bare, x, y, IDS, Plan(Ball("linf", 0.2), 20, 0.05)).x
     undefended = scores(predictions(bare, moved, IDS, seed=10_000, draws=DRAWS), y)
-    assert float(undefended["average"].mean()) < 0.05
+    assert near(float(undefended["average"].mean()), N, 0.008, 128)  # the reference table's
     found = mcnemar(judged("pgd-eot")["single"], undefended["single"])
     assert found.p < 1e-3
     assert found.only_first > found.only_second
@@ -53,7 +54,11 @@ def test_rules_differ_and_the_minimum_is_below_each_attack() -> None:
     least = minimum(found)
     for rule, value in least.items():
         assert float(value.mean()) <= min(float(each[rule].mean()) for each in found)
-    assert float(least["worst-of-10"].mean()) < float(least["average"].mean()) - 0.15
+    # An image that one of its draws loses is lost to who may submit again, and only such: the rules, image by image.
+    one = judged("pgd-eot")
+    assert bool((one["worst-of-10"] <= one["single"]).all())
+    assert bool((one["worst-of-10"] >= (one["average"] == 1).double()).all())
+    assert float(least["worst-of-10"].mean()) < float(least["average"].mean())
 
 
 def test_more_draws_per_gradient_do_more_harm() -> None:

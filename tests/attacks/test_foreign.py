@@ -275,7 +275,7 @@ def test_standard_is_refused_where_answers_change() -> None:
 def test_rand_is_what_a_defence_with_noise_gets(official: types.ModuleType) -> None:
     _, _, x, y = digits()
     _, facts = autoattack(Noisy(trained(), 10, 0.3), x[:5], y[:5], IDS[:5], Ball("linf", 0.1), seed=0)
-    assert facts["version"] == "rand"
+    assert (facts["version"], facts["steps"], facts["eot"]) == ("rand", 100, 20)
 
 
 def test_few_classes(official: types.ModuleType) -> None:

@@ -11,13 +11,15 @@ from gentk.attacks.pgd import Pgd, pgd, predictions
 from gentk.attacks.square import _share, _squares, square
 from gentk.attacks.victim import Grad, Tape, Undefended
 from gentk.errors import RecipeError
+from tests.attacks.differences import larger
 from tests.attacks.victims import Noisy, Rounding, digits, trained
 
 IDS = torch.arange(397)
 
 
-def accuracy(victim: Undefended, x: Tensor, y: Tensor, draws: int = 1) -> float:
-    return float((predictions(victim, x, IDS[: len(x)], seed=10_000, draws=draws) == y[:, None]).double().mean())
+def shares(victim: Undefended, x: Tensor, y: Tensor, draws: int = 1) -> Tensor:
+    """The share of draws that are right, image by image: (N,)."""
+    return (predictions(victim, x, IDS[: len(x)], seed=10_000, draws=draws) == y[:, None]).double().mean(1)
 
 
 @pytest.mark.parametrize("s", [1, 3, 7, 8])
@@ -57,15 +59,19 @@ def test_answers_are_all_that_it_asks_for() -> None:
 
 
 def test_it_gets_near_to_pgd_and_beats_it_where_gradients_are_masked() -> None:
+    """Near: 1,000 queries leave 24.0 % where PGD leaves 16.0 to 19.3 in the method notes (section 6, 150 images too);
+    700 may be worse by those 8 points and three standard errors of the difference."""
     _, _, x, y = digits()
     x, y, ball = x[:150], y[:150], Ball("linf", 0.2)
     for victim in (Undefended(trained(0.15), 10), Rounding(trained(0.15), 10, levels=16)):
-        found = accuracy(victim, square(victim, x, y, IDS[:150], ball, queries=700, seed=0), y)
-        by_gradient = accuracy(victim, pgd(victim, x, y, IDS[:150], Pgd(ball, 20, 0.05, random_start=False), seed=0), y)
+        found = shares(victim, square(victim, x, y, IDS[:150], ball, queries=700, seed=0), y)
+        by_gradient = shares(victim, pgd(victim, x, y, IDS[:150], Pgd(ball, 20, 0.05, random_start=False), seed=0), y)
         if isinstance(victim, Rounding):
-            assert found < by_gradient - 0.2
+            assert larger(by_gradient, found)
         else:
-            assert by_gradient - 0.02 <= found < by_gradient + 0.1
+            assert not larger(by_gradient, found)
+            assert not larger(found, by_gradient + 0.08)
+            assert larger(shares(victim, x, y), found + 0.08)  # control: no attack at all is not near
 
 
 def test_more_queries_never_hurt_a_victim_without_noise() -> None:
@@ -91,10 +97,11 @@ def test_a_lucky_draw_ends_nothing() -> None:
     watched = Watched(victim.net, 10, 0.3)
     square(watched, x, y, IDS[:40], Ball("linf", 0.02), queries=10, eot=4, seed=0)
     wrong = predictions(victim, x, IDS[:40], seed=0, draws=10) != y[:, None]
-    assert int(wrong.any(1).sum()) > 10  # so many would have been given up on
-    assert calls[-1] > 4 * 30
+    given_up = int(wrong.any(1).sum())  # by the rule that one wrong draw is enough
+    assert given_up > 0
+    assert calls[-1] > 4 * (40 - given_up)
     moved = square(victim, x, y, IDS[:40], Ball("linf", 0.1), queries=60, eot=4, seed=0)
-    assert accuracy(victim, moved, y, draws=10) < accuracy(victim, x, y, draws=10) - 0.1
+    assert larger(shares(victim, x, y, draws=10), shares(victim, moved, y, draws=10))
 
 
 def test_l2_is_left_to_the_library() -> None:

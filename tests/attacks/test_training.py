@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gentk.attacks.ball import Ball
 from gentk.attacks.training import Inner, madry, trades
+from tests.attacks.differences import larger
 from tests.attacks.victims import Linear, digits
 
 GEN = torch.Generator().manual_seed(0)
@@ -53,7 +54,7 @@ def test_madry_is_the_gradient_of_the_maximum() -> None:
     # controls: clean images, the least harmful images, and half of the ball are other gradients
     for other in (X, 2 * X - worst(net), (X + worst(net)) / 2):
         wrong = gradient(F.cross_entropy(net(other), Y), net)
-        assert float((wrong - gradient(maximum, net)).abs().max()) > 1e-2
+        assert not torch.allclose(wrong, gradient(maximum, net), atol=1e-6, rtol=1e-5)
 
 
 def test_madry_does_not_differentiate_the_inner_steps() -> None:
@@ -70,7 +71,7 @@ def test_madry_does_not_differentiate_the_inner_steps() -> None:
         through = inner.ball.project(inner.ball.ascend(through, g, 0.2), X)
     torch.testing.assert_close(loss, F.cross_entropy(net(through), Y), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(gradient(F.cross_entropy(net(through.detach()), Y), net), found, atol=1e-6, rtol=1e-4)
-    assert float((gradient(F.cross_entropy(net(through), Y), net) - found).abs().max()) > 1e-4
+    assert not torch.allclose(gradient(F.cross_entropy(net(through), Y), net), found, atol=1e-6, rtol=1e-4)
 
 
 def test_trades_is_its_formula_at_the_maximiser_of_the_divergence() -> None:
@@ -104,14 +105,19 @@ def test_trades_is_its_formula_at_the_maximiser_of_the_divergence() -> None:
         return F.cross_entropy(net(X), Y) + beta * (p * (p / q).log()).sum(1).mean()
 
     for wrong in (half_detached(), reversed_kl(), F.cross_entropy(net(X), Y)):
-        assert float((gradient(wrong, net) - own).abs().max()) > 1e-3
+        assert not torch.allclose(gradient(wrong, net), own, atol=1e-5, rtol=1e-4)
 
 
 def test_trades_leaves_the_image_where_its_gradient_is_zero() -> None:
-    """At x itself the KL is 0 with gradient 0: without the nudge nothing would ever move."""
+    """At x itself the KL is 0 with gradient 0: without the nudge nothing would ever move.
+
+    With it every image of two linear classes goes to a corner: its margin moves by eps |w_1 - w_0|_1, up or down.
+    """
     net = linear()
     _, logits = trades(net, X, Y, Inner(Ball("linf", EPS), 5, EPS / 2), gen(), beta=1.0)
-    assert float((logits - net(X)).detach().abs().amax(1).min()) > 0.01
+    margins = [(each[:, 1] - each[:, 0]).detach() for each in (logits, net(X))]
+    farthest = EPS * (net.weight[1] - net.weight[0]).detach().abs().sum()
+    torch.testing.assert_close((margins[0] - margins[1]).abs(), farthest.expand(32), atol=1e-5, rtol=1e-5)
 
 
 LOSSES: list[Callable[..., tuple[Tensor, Tensor]]] = [madry, lambda *a: trades(*a, beta=6.0)]
@@ -155,7 +161,7 @@ def test_it_is_repeated_by_its_generator(loss: Callable[..., tuple[Tensor, Tenso
 
 
 def test_it_makes_a_network_robust() -> None:
-    """250 steps on digits: under the same attack, where the plainly trained one has nothing left."""
+    """250 steps on digits: more is left under the same attack than of the plainly trained one, on the same images."""
     x, y, test, labels = digits()
     left = {}
     for adversarial in (False, True):
@@ -171,6 +177,5 @@ def test_it_makes_a_network_robust() -> None:
             adam.step()
         strong = Inner(Ball("linf", 0.15), 20, 0.02)
         _, logits = madry(net.eval(), test, labels, strong, gen())
-        left[adversarial] = float((logits.argmax(1) == labels).float().mean())
-    assert left[False] < 0.2
-    assert left[True] > left[False] + 0.2
+        left[adversarial] = logits.argmax(1) == labels
+    assert larger(left[True], left[False])

@@ -44,6 +44,11 @@ def test_one_level_means_the_same_in_every_process(name: str) -> None:
         exact = 0.3 + 0.64 / (0.64 + t**2) * (z - 0.3)
         torch.testing.assert_close(denoise(z, t), exact, rtol=0, atol=1e-6)  # the label, ln(t) / 4, is in float32
         torch.testing.assert_close(denoise(z, torch.full((5,), t, dtype=T)), exact, rtol=0, atol=1e-6)
+    with torch.inference_mode():
+        denoise(z, 0.7)
+    at = z.clone().requires_grad_()  # what was first asked without gradients has one later
+    (g,) = torch.autograd.grad(denoise(at, 0.7).sum(), at)
+    torch.testing.assert_close(g, torch.full_like(z, 0.64 / (0.64 + 0.49)), rtol=0, atol=1e-6)
     if name != "ve":  # the known mistake: z taken for the process's own sample
         s = process.t_of(torch.tensor(1.5, dtype=T))
         wrong = Denoiser(Gauss(mean, std).double(), process, "x0", SIGMA_DATA)(z, s)

@@ -119,6 +119,16 @@ def test_copies_in_one_batch_are_a_loop_over_them() -> None:
     assert float((looped[0] - looped[1]).abs().max()) > 0.01
 
 
+def test_two_workers_are_one() -> None:
+    """Trap 12 of Purify++: workers that share the images share no noise, and together they are the one that had all."""
+    x, whole = images(), defended()
+    one, other = defended(), defended()
+    halves = [of.logits(x[rows], of.tape(IDS[rows], 3)) for of, rows in ((one, slice(6)), (other, slice(6, 12)))]
+    torch.testing.assert_close(torch.cat(halves), whole.logits(x, whole.tape(IDS, 3)), rtol=1e-5, atol=5e-5)
+    noises = [Noise(whole.tape(rows, 3)).normal("0.start", x[:6]) for rows in IDS.split(6)]
+    assert len(torch.unique(torch.cat(noises).flatten(1), dim=0)) == 12  # a generator per worker, seeded alike: 6
+
+
 @pytest.mark.parametrize("grad", ["full", "bpda", "surrogate", "blind"])
 def test_chunks_and_order_do_not_matter(grad: Any) -> None:
     x, it = images(), defended()

@@ -15,8 +15,9 @@ from gentk.recipe import load
 from gentk.tasks.purify._attacking import _joined
 from gentk.tasks.purify._bench import build
 from tests.tasks.test_purify import FEW, adversarial, result
-from tests.tasks.test_sample_evaluate import done
+from tests.tasks.test_sample_evaluate import done, refused
 
+CPU = torch.device("cpu")
 PP = ("--set", "method.steps=2")
 
 
@@ -90,6 +91,22 @@ def test_batches_with_nobody_left_say_nothing_of_the_library() -> None:
     assert joined["seconds"] == 5.0
 
 
+def test_settings_may_be_chosen_on_other_images() -> None:
+    """Trap 22: noise levels are chosen on the training split, whose images are none of those that are counted."""
+    both = [
+        build(load.load("purify/one-shot/digits", [f"split={split}", "scoring.images=300"]).recipe, CPU).x.flatten(1)
+        for split in ("train", "test")
+    ]
+    assert len(torch.unique(torch.cat(both), dim=0)) == 600
+    done("purify", "one-shot", *FEW, "--attack", "none", "--set", "split=train", "--out", "run")
+    assert result("run")["threat"]["split"] == "train"
+
+
+def test_a_band_that_crosses_zero_is_refused_before_anything_runs() -> None:
+    """Trap 9 of ScoreOpt, at the recipe."""
+    refused(2, "lower band", "purify", "scoreopt-o", "--set", "method.t0=0.1", "--dry-run")
+
+
 def test_without_checkpoints_the_images_are_the_same() -> None:
     """The same attack to the bit, by half of the calls of the purifier's steps (tests/defences/test_gradients.py)."""
     words = ("purify", "purify-pp", *FEW, *PP, "--attack", "pgd-eot", "--out")
@@ -97,4 +114,4 @@ def test_without_checkpoints_the_images_are_the_same() -> None:
     done(*words, "b", "--set", "checkpoint=false")
     assert torch.equal(adversarial("a", "pgd-eot"), adversarial("b", "pgd-eot"))
     recipe = load.load("purify/purify-pp/digits", ["scoring.images=2", "checkpoint=false"]).recipe
-    assert not build(recipe, torch.device("cpu")).victim.checkpoint
+    assert not build(recipe, CPU).victim.checkpoint

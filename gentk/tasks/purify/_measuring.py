@@ -25,7 +25,7 @@ from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
 from gentk.errors import RecipeError
 from gentk.metrics.intervals import Interval, wilson
-from gentk.metrics.robustness import Flag, Scores, accuracy, denominators, flags, minimum, scores
+from gentk.metrics.robustness import Flag, Scores, accuracy, denominators, flags, half_width, minimum, scores
 from gentk.recipe.attacking import disjoint_seeds
 from gentk.recipe.registry import method_module
 from gentk.recipe.stamp import versions
@@ -208,14 +208,19 @@ def _flags(found: Findings) -> tuple[Flag, ...]:
     counted: dict[str, float] = {
         name: by_name[name] for name in ("blind", "bpda", "surrogate", "square") if name in by_name
     }
-    full = [by_name[name] for name in _FULL if name in by_name]
-    if full:
-        counted["full"] = min(full)
+    by_images = {row.name: row.scores[_RULE] for row in found.rows}
+    full = min((name for name in _FULL if name in by_name), key=lambda name: by_name[name], default=None)
+    doubt = 0.0
+    if full is not None:
+        counted["full"] = by_name[full]
+        if "surrogate" in by_images:
+            doubt = half_width(by_images[full], by_images["surrogate"])
     return flags(
         counted,
         one_step=by_name.get("one-step"),
         curve=found.curves.get("eps", ()),
         clean=float(found.clean.scores[_RULE].mean()),
+        doubt=doubt,
     )
 
 
