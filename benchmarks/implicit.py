@@ -1,9 +1,11 @@
 """Implicit samplers in one run: the plane, and posteriors of logistic regressions.
 
 python benchmarks/implicit.py plane|logistic [--targets A,B] [--seeds 0,1,2] [--out runs/implicit] [--set K=V]...
+python benchmarks/implicit.py nuts [--targets logistic:A,logistic:B] [--seeds 0] [--out runs/implicit]
 
 Every figure is a run of `gentk train implicit-kl` in a folder of its own, so that a stop loses one; the same command
-goes on, and writes implicit-GROUP.json and a table of what is there. Times are ratios within one process.
+goes on, and writes implicit-GROUP.json and a table of what is there. Times are ratios within one process. `nuts` holds
+the samplers of `logistic` against blackjax's NUTS (`gentk[mcmc]`): moments, and the time to 10,000 draws by each.
 """
 
 from __future__ import annotations
@@ -14,9 +16,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gentk.engine.run import Job
 from gentk.errors import GentkError
+from gentk.metrics import sampled
+from gentk.metrics.nuts import nuts
+from gentk.nets.implicit import load as load_sampler
 from gentk.recipe import load, registry, store
+from gentk.targets import tables
+from gentk.targets.logistic import Logistic
 
 SCALES = {"normal": 1.5, "u2": 3.0, "u3": 3.0, "u4": 3.0}
 PLANE = (
@@ -30,7 +39,12 @@ COLUMNS = {
         *("mean_error_max", "sd_ratio_min", "sd_ratio_max", "mmd2", "mmd2_null", "sw2", "sw2_null", "c2st"),
         *("train_seconds", "ms_per_1000", "hmc_ms_per_1000", "hmc_over_sampler", "n_star"),
     ),
+    "nuts": (
+        *("r_hat", "ess", "mean_error_max", "sd_ratio_min", "sd_ratio_max", "halves_mean_error_max"),
+        *("halves_sd_ratio_min", "halves_sd_ratio_max", "nuts_seconds", "train_seconds", "draw_seconds", "n_star"),
+    ),
 }
+DRAWS = 10_000
 
 
 def run(target: str, seed: int, out: Path, sets: list[str]) -> dict[str, Any]:
@@ -42,6 +56,35 @@ def run(target: str, seed: int, out: Path, sets: list[str]) -> dict[str, Any]:
     folder = out / f"{target.replace(':', '-').replace('/', '-')}-{seed}"
     outcome = registry.task_module("train").run(Job("train", loaded, folder, quiet=True, command="benchmark"))
     return {"target": target, "seed": seed, "seconds": outcome.seconds, **outcome.metrics}
+
+
+def beside_nuts(target: str, seed: int, out: Path) -> dict[str, Any]:
+    """Of the run that is there: moments beside NUTS, whose own halves beside each other are the error of NUTS."""
+    folder = out / f"{target.replace(':', '-')}-{seed}"
+    model = Logistic(tables.load(target.removeprefix("logistic:")))
+    ref, sampler = nuts(model, seed), load_sampler(str(folder)).net
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        x = sampler(torch.randn(DRAWS, model.dim, generator=gen))
+    ours, halves = sampled.moments(x, ref.draws), sampled.moments(*ref.draws.chunk(2))
+    seconds = sampled.timed(sampler, DRAWS, model.dim, gen)
+    training = json.loads((folder / "run.json").read_text())["metrics"]["train_seconds"]
+    return {
+        "target": target,
+        "seed": seed,
+        "r_hat": ref.r_hat,
+        "ess": ref.ess,
+        "mean_error_max": float(ours.shift.abs().max()),
+        "sd_ratio_min": float(ours.ratio.min()),
+        "sd_ratio_max": float(ours.ratio.max()),
+        "halves_mean_error_max": float(halves.shift.abs().max()),
+        "halves_sd_ratio_min": float(halves.ratio.min()),
+        "halves_sd_ratio_max": float(halves.ratio.max()),
+        "nuts_seconds": DRAWS * ref.seconds_per_draw,
+        "train_seconds": training,
+        "draw_seconds": seconds,
+        "n_star": sampled.break_even(training, ref.seconds_per_draw, seconds / DRAWS),
+    }
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
@@ -69,7 +112,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/implicit"))
     parser.add_argument("--set", action="append", default=[])
     given = parser.parse_args()
-    every = {"plane": PLANE, "logistic": tuple(f"logistic:{name}" for name in TABLES)}
+    posteriors = tuple(f"logistic:{name}" for name in TABLES)
+    every = {"plane": PLANE, "logistic": posteriors, "nuts": posteriors}
     targets = given.targets.split(",") if given.targets else every[given.group]
     kept = given.out / f"implicit-{given.group}.json"
     rows = json.loads(kept.read_text()) if kept.exists() else []
@@ -77,7 +121,10 @@ def main() -> None:
         for target in targets:
             rows = [row for row in rows if (row["target"], row["seed"]) != (target, seed)]
             try:
-                rows.append(run(target, seed, given.out, given.set))
+                if given.group == "nuts":
+                    rows.append(beside_nuts(target, seed, given.out))
+                else:
+                    rows.append(run(target, seed, given.out, given.set))
             except GentkError as error:
                 print(f"{target}, seed {seed}: {error}")
                 continue
