@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gentk.engine import dist, loop, pictures, precision, ranks
+from gentk.engine import dist, loop, memory, pictures, precision, ranks
 from gentk.engine.keeping import keep
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
@@ -35,7 +35,7 @@ def execute(job: Job, build: Build) -> Outcome:
             hint=f"a multiple of {size * train.accumulate}, or another number of processes",
         )
     if job.dry_run:
-        return _plan(job, build(job.recipe, precision.device(job.device)))
+        return _plan(job, build)
     run: Run | None = None
     with listening() as stop:
         stop.anywhere = True  # but for the loop: whatever else is interrupted can be done again
@@ -81,19 +81,18 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
     run.update(metrics={k: float(v) for k, v in result.metrics.items()})
 
 
-def _plan(job: Job, method: Trainable) -> Outcome:
-    """What `--dry-run` says: the resolved recipe, sizes, and the first step's updates. Nothing is run or written."""
-    train = job.recipe.train
+def _plan(job: Job, build: Build) -> Outcome:
+    """What `--dry-run` says: the resolved recipe, memory, and the first step's updates. Nothing is run or written."""
+    train, where = job.recipe.train, precision.device(job.device)
     lines = [dump(job.recipe).rstrip(), ""]
-    total = 0
-    for name, net in method.nets.items():
-        count = sum(p.numel() for p in net.parameters())
-        copies = 4 + (name in method.ema)  # weights, gradients, two Adam moments, and the average
-        total += 4 * count * copies
-        lines.append(f"# {name}: {count:,} parameters" + (", averaged" if name in method.ema else ""))
-    lines.append(
-        f"# memory: {total / 2**20:,.1f} MiB for weights, gradients, optimiser and averages; activations come on top"
-    )
+    devices = dist.current().size
+    try:
+        method = build(job.recipe, memory.META)
+        told = memory.lines(memory.plan(method, train, rules=where.type, devices=devices), train, devices)
+    except (RuntimeError, TypeError):  # a method that looks at numbers, or at its device, while it is built or run
+        method = build(job.recipe, where)
+        told = memory.without_activations(method)
+    lines += [f"# {line}" for line in told]
     order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(0))
     lines.append(f"# each step: {order}")
     lines.append(

@@ -45,12 +45,11 @@ class Adapter(nn.Module):
         self.up = nn.Parameter(up.to(layer.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's input -> what its answer changes by, in the shape of that answer."""
-        if not torch.is_autocast_enabled(x.device.type):  # which casts by itself, and keeps no wide copy of x
-            x = x.to(self.down.dtype)
+        """The layer's input -> what its answer changes by, in the shape of that answer; in x's data type."""
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if self.geometry is None:
-            return self.scale * F.linear(F.linear(x, self.down), self.up)
-        return self.scale * F.conv2d(F.conv2d(x, self.down, **self.geometry), self.up)
+            return self.scale * F.linear(F.linear(x, down), up)
+        return self.scale * F.conv2d(F.conv2d(x, down, **self.geometry), up)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
