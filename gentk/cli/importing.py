@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import typer
 
@@ -91,6 +91,12 @@ def _last(source: str) -> str:
     return unquote(Path(urlsplit(source).path if _is_url(source) else source).name)
 
 
+def public(url: str) -> str:
+    """An address as it goes into a model's file: without user, password, query and fragment, which may be secret."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
 def _is_url(source: str) -> bool:
     return source.startswith(("https://", "http://"))
 
@@ -153,7 +159,7 @@ def _fetched(source: str, form: str, target: Path) -> _Source:
             place = weights.find(
                 row, progress=progress, remedy="give the path of the file instead of the address", say=console.note
             )
-            return _Source(place, source, known)
+            return _Source(place, public(source), known)
     path = Path(source).expanduser()
     if path.exists():
         return _Source(path, path.name, known)

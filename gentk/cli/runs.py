@@ -51,11 +51,22 @@ def list_runs(
 
 @app.command()
 @console.guard()
-def show(run: RunName, json: Json = False) -> None:
+def show(
+    run: RunName,
+    follow: Annotated[bool, typer.Option("--follow", help="First print losses as they come, to its end.")] = False,
+    json: Json = False,
+) -> None:
     """Show one run: how it ended, its figures, its files."""
     from gentk.engine import report
 
     path = _folder(run)
+    if follow:
+        from gentk.cli import following
+
+        if json:
+            raise RecipeError("--follow prints lines, --json one object", hint="give one of them")
+        following.follow(path)
+        console.out("")
     info = _read(path)
     recipe, _ = report.read_recipe(path)
     expect = recipe.get("expect") or {}

@@ -15,6 +15,12 @@ from typing import Any, Protocol, Self, TextIO
 
 from gentk.errors import MissingAsset, RecipeError, RunFailed, did_you_mean
 
+LARGEST = 2**22
+"""Bytes of log.txt at which it becomes log.1.txt, log.1.txt log.2.txt, and so on."""
+
+OLDER = 4
+"""Files of an older log that are kept."""
+
 
 class Listener(Protocol):
     """Something that hears every line of metrics."""
@@ -30,8 +36,9 @@ class Log:
     """Writes the metrics and the text of one run folder. Rank 0 only; a context manager.
 
     `track` names listeners ("tensorboard", "wandb"). An absent package raises MissingAsset here, before the run starts.
-    A line that a kill left half written is removed when the folder is opened again. Writing raises RunFailed on a full
-    or unwritable disk.
+    A line that a kill left half written is removed when the folder is opened again. The text is kept in files of
+    `LARGEST` bytes, the newest `OLDER` of them beside log.txt; metrics are never thrown away. Writing raises RunFailed
+    on a full or unwritable disk.
     """
 
     def __init__(self, folder: Path, track: Sequence[str] = ()) -> None:
@@ -53,6 +60,8 @@ class Log:
         """Append to log.txt with the local time; further lines of `line` are indented under the first."""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         _append(self._text, f"{now}  {line}".replace("\n", "\n    "))
+        if self._text.tell() > LARGEST:
+            self._rotate()
 
     def truncate(self, step: int) -> None:
         """Forget the lines of metrics beyond `step`: a run that resumes from there writes them again."""
@@ -75,6 +84,18 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
         """Close it, however the run ended."""
         self.close()
+
+    def _rotate(self) -> None:
+        """Begin a new log.txt; where the old one cannot be renamed, go on in it."""
+        path = self._path.with_name("log.txt")
+        names = [path, *(path.with_name(f"log.{k}.txt") for k in range(1, OLDER + 1))]
+        with contextlib.suppress(OSError):
+            for older, newer in reversed(list(zip(names[1:], names, strict=False))):
+                if newer.exists():
+                    newer.replace(older)
+            fresh = path.open("a", encoding="utf-8")
+            self._text.close()
+            self._text = fresh
 
     def _rewrite(self, lines: Sequence[str]) -> None:
         """Replace the file by these lines, whole or not at all; untouched where nothing changes."""
@@ -224,6 +245,10 @@ class _TensorBoard:
             self._writer.close()
 
 
+# Numbers are what is sent: no command line, no output, no code, no differences from the last commit.
+_PRIVATE = {"console": "off", "disable_code": True, "disable_git": True, "x_disable_meta": True}
+
+
 class _Wandb:
     """One W&B run per run folder: its id is kept there, so that a resumed run goes on in the same one."""
 
@@ -235,7 +260,9 @@ class _Wandb:
         if not kept.exists():
             kept.write_text(secrets.token_hex(8), "utf-8")
         name = kept.read_text("utf-8").strip()
-        self._run = init(project="gentk", name=folder.name, id=name, resume="allow", dir=str(folder))
+        self._run = init(
+            project="gentk", name=folder.name, id=name, resume="allow", dir=str(folder), settings=dict(_PRIVATE)
+        )
         # W&B's own step may not go back, which resuming from a checkpoint does; ours may.
         self._run.define_metric("*", step_metric="step")
 

@@ -16,7 +16,7 @@ from torch import nn
 from gentk.engine.method import Trainable
 from gentk.errors import RunFailed
 
-_SPARE = 2**24  # bytes: logs, pictures and a report
+_SPARE = 2**20  # bytes: logs, pictures and a report
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gentk.engine import dist, loop, memory, pictures, precision, ranks
+from gentk.engine import dist, loop, memory, pictures, precision, ranks, room
 from gentk.engine.keeping import keep
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
@@ -57,6 +57,7 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
     run.update(device=device)
     try:
         method = build(job.recipe, where)
+        room.check(run.folder, room.wanted(method, job.recipe.train.keep))
         stop.anywhere = False
         state = loop.fit(
             method,
@@ -71,14 +72,24 @@ def _work(run: Run, build: Build, stop: StopRequest) -> None:
         if stop.signal is not None:
             stop.stop()
         result = method.finish(state.averaged)
-    except torch.OutOfMemoryError as e:
+    except (RuntimeError, MemoryError) as e:  # torch.OutOfMemoryError is a RuntimeError, and so is the CPU's
+        if not _is_memory(e):
+            raise
+        said = f": {str(e).splitlines()[0]}" if str(e) else ""
         raise RunFailed(
-            "out of device memory", hint="lower train.batch, raise train.accumulate, or --set train.precision=bf16"
+            f"out of {'device ' if where.type == 'cuda' else ''}memory{said}",
+            hint=f"--set train.accumulate={2 * job.recipe.train.accumulate} takes the batch in smaller pieces; else "
+            "lower train.batch, or --set train.precision=bf16",
         ) from e
     for name, picture in result.pictures.items() if dist.current().first else ():
         pictures.save(picture, run.folder / "samples" / f"{name}.png")
     keep(run, run.folder / "export", result.exports, result.metrics)
     run.update(metrics={k: float(v) for k, v in result.metrics.items()})
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left: of the device, of torch on the CPU, or of Python."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _plan(job: Job, build: Build) -> Outcome:

@@ -237,3 +237,29 @@ def test_tidy(value, text):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_text_is_kept_in_files_of_bounded_size(folder, monkeypatch):
+    monkeypatch.setattr("gentk.engine.log.LARGEST", 500)
+    with Log(folder) as log:
+        for k in range(100):
+            log.text(f"line {k:03}")
+    files = sorted(folder.glob("log*.txt"))
+    assert [path.name for path in files] == ["log.1.txt", "log.2.txt", "log.3.txt", "log.4.txt", "log.txt"]
+    assert all(path.stat().st_size < 600 for path in files)
+    kept = "".join((folder / f"log{name}.txt").read_text() for name in (".4", ".3", ".2", ".1", "")).split()
+    numbers = [int(word) for word in kept if len(word) == 3 and word.isdigit()]
+    assert numbers == list(range(numbers[0], 100)), "the newest lines, none missing between"
+
+
+def test_a_log_that_cannot_be_renamed_goes_on(folder, monkeypatch):
+    monkeypatch.setattr("gentk.engine.log.LARGEST", 50)
+
+    def refused(self, target):
+        raise PermissionError
+
+    monkeypatch.setattr("pathlib.Path.replace", refused)
+    with Log(folder) as log:
+        for k in range(5):
+            log.text(f"line {k}")
+    assert (folder / "log.txt").read_text().count("line") == 5
