@@ -25,12 +25,16 @@ from gentk.engine.dist import Group
 
 
 def part(nets: Iterable[nn.Module], group: Group, where: torch.device) -> None:
-    """Shards each network in place. One with parameters that are single numbers stays whole in every process."""
+    """Shards each network in place. One of fewer numbers than processes stays whole, as FSDP2's scalars must.
+
+    What a method writes into weights between updates is lost, unless by `ema.update`: such methods say
+    `shardable = False`.
+    """
     mesh = init_device_mesh(where.type, (group.size,))
     # views that FSDP2 warns of are not written to
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     for net in nets:
-        if all(p.dim() for p in net.parameters()):
+        if all(p.dim() for p in net.parameters()) and sum(p.numel() for p in net.parameters()) >= group.size:
             fully_shard(net, mesh=mesh)
             assert isinstance(net, FSDPModule)
             net.set_reshard_after_backward(False)
