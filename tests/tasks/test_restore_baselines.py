@@ -209,6 +209,20 @@ def test_ambients_samples_keep_their_masks_and_end_at_sigma() -> None:
     assert torch.equal(x[1:], torch.cat([sampler.part(1, 2, 0)]))
 
 
+def test_points_need_no_mask() -> None:
+    """Noise alone: the network is the naive one's, its samples are points, and rmse is the figure of the end."""
+    points = {"name": "points:ring8", "points": 300}
+    net, noise = {"name": "mlp", "width": 8, "blocks": 1}, {"name": "noise"}
+    sections = SMALL | {"data": points, "operator": noise, "net": net, "method": {"name": "ambient"}}
+    method = Ambient(registry.recipe_schema("restore", "ambient")(**sections), CPU)
+    y, index = method.data.batch(torch.arange(8))
+    (phase,) = method.phases(0)
+    assert bool(torch.isfinite(phase.loss(Batch(8, y, index), gen())[0]))
+    result = method.finish(method.nets)
+    assert {"rmse_mean"} == set(result.metrics)
+    assert method._sampler(method.nets)(3, 0).shape == (3, 2)
+
+
 def test_walking_down_to_sigma_is_the_exact_flow() -> None:
     """On N(0, 1): x_t / sqrt(1 + t^2) does not change, and the end is the mean given x_sigma."""
     levels = (*torch.linspace(10.0, 0.3, 200, dtype=torch.float64).tolist(), 0.0)
@@ -221,4 +235,4 @@ def test_walking_down_to_sigma_is_the_exact_flow() -> None:
 def test_ambient_refuses_what_it_cannot_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, "ambient", operator={"name": "blur"})
-    refused(2, "`ambient` learns from masked or noisy images, not from `blur`", "restore", "--recipe", path)
+    refused(2, "`ambient` learns from masked or noisy samples, not from `blur`", "restore", "--recipe", path)

@@ -1,7 +1,7 @@
 """The torch side of `restore ambient`: a denoiser that is shown less than was measured and judged on all of it.
 
-It is told its mask by a channel of its own. It knows no level below the measurements' noise: samples walk down to
-sigma and end on its answer there, with one mask for a sample's whole way, as published.
+It is told its mask, where there are masks, by a channel of its own. It knows no level below the measurements' noise:
+samples walk down to sigma and end on its answer there, with one mask for a sample's whole way, as published.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ class Ambient:
         self.recipe, self.config, self.where = recipe, recipe.method, where
         self.data, self.test = Corrupted(recipe, "train", where), Corrupted(recipe, "test", where)
         op, shape = self.data.operator(torch.arange(1)), self.data.shape
-        if not isinstance(op, Identity | Masked) or len(shape) != 3:
+        if not isinstance(op, Identity | Masked):
             raise RecipeError(
-                f"operator: `ambient` learns from masked or noisy images, not from `{recipe.operator.name}` of {shape}",
+                f"operator: `ambient` learns from masked or noisy samples, not from `{recipe.operator.name}`",
                 hint="gentk restore em, or flowdiff, for other operators",
             )
         torch.manual_seed(recipe.seed)  # the initial weights
-        net = nets.build(recipe.net, shape=(shape[0] + 1, *shape[1:]), classes=0)
+        seen = (shape[0] + isinstance(op, Masked), *shape[1:])
+        net = nets.build(recipe.net, shape=seen, classes=0)
         denoiser = Denoiser(fast_layout(net), schedules.build(_PROCESS), "edm", self.config.sigma_data).to(where)
         self.nets, self.ema, self.optim = {"denoiser": denoiser}, ("denoiser",), {"denoiser": recipe.optim.denoiser}
         self.judge = Judge(recipe.measure, self.data.clean, self.test.clean, where) if recipe.measure else None
@@ -69,15 +70,16 @@ class Ambient:
         kept = ambient.hidden(seen, self.config.hide, gen) if isinstance(op, Masked) else seen
         s = times.draw(self.config.noise, denoiser.process, len(y), gen, self.where)
         eps = rows.randn(y.shape, gen, device=self.where)
-        told = Told(denoiser)
+        told = Told(denoiser, isinstance(op, Masked))
         return ambient.further(told, y, seen, kept, s, eps, self.recipe.sigma, self.config.sigma_data).mean(), {}
 
     def _sampler(self, averaged: Mapping[str, nn.Module]) -> Masking:
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
+        masked = isinstance(self.data.operator(torch.arange(1)), Masked)
         steps = 18 if self.recipe.measure is None else self.recipe.measure.steps
         low = max(self.recipe.sigma, _RANGE[0])
-        return Masking(Told(denoiser), self, tuple(karras(steps, low, _RANGE[1], _RHO).tolist()))
+        return Masking(Told(denoiser, masked), self, tuple(karras(steps, low, _RANGE[1], _RHO).tolist()))
 
     def masks(self, first: int, n: int, seed: int) -> Tensor:
         """What samples `first` to `first + n` are shown: masks as in training, for which nothing was measured."""
@@ -93,7 +95,7 @@ class Ambient:
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Samples and their Frechet distance to clean images."""
         sampler, seed = self._sampler(averaged), self.recipe.seed
-        shown = picture({"prior": sampler(100, seed)})
+        shown = picture({"prior": sampler(100 if len(self.data.shape) == 3 else 2000, seed)})
         return Result(self.judge.glance(sampler, seed) if self.judge else {}, {"prior": shown})
 
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
@@ -104,7 +106,9 @@ class Ambient:
         with torch.no_grad():
             seen = op.seen(torch.ones_like(y))
             x0 = sampler.told(y, seen, torch.full((len(y),), self.recipe.sigma, device=self.where))
-        figures["psnr_mean"] = float(psnr(x0.clamp(-1, 1), truth, data_range=2).mean())
+        figures["rmse_mean"] = float((x0 - truth).square().mean().sqrt())
+        if truth.dim() == 4:
+            figures["psnr_mean"] = float(psnr(x0.clamp(-1, 1), truth, data_range=2).mean())
         header = {
             "kind": "ambient",
             "net": self.recipe.net.model_dump(mode="json"),
@@ -121,12 +125,15 @@ class Ambient:
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """A denoiser of C + 1 channels as D(K x, K, t): the last is the mask, at the scale that leaves it 0 and 1."""
+    """A denoiser as D(K x, K, t), its last channel the mask where there is one, at the scale that leaves it 0 and 1."""
 
     denoiser: Denoiser
+    masked: bool
 
     def __call__(self, x: Tensor, kept: Tensor, t: Tensor) -> Tensor:
-        """x (B, C, S, S) with 0 where nothing is kept, kept (B, C or 1, S, S), t (B,) -> (B, C, S, S)."""
+        """x (B, C, ...) with 0 where nothing is kept, kept of its shape, t (B,) -> (B, C, ...)."""
+        if not self.masked:
+            return at_sigma(self.denoiser, x, t)
         scale = (t.to(x).square() + self.denoiser.sigma_data**2).sqrt().reshape(-1, 1, 1, 1)
         return at_sigma(self.denoiser, torch.cat([x, scale * kept[:, :1]], 1), t)[:, :-1]
 
