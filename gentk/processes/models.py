@@ -82,6 +82,11 @@ def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
     """
     path = model_path(ref)
     header = read_header(path)
+    if "pipeline" in header:
+        raise RecipeError(
+            f"`{ref}` is a text-to-image {header['kind']}: this works on models without prompts",
+            hint=f"gentk sample {'one-step' if header['kind'] == 'generator' else 'euler'} --model {ref} --prompt TEXT",
+        )
     if header["kind"] not in kinds:
         raise RecipeError(
             f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list"

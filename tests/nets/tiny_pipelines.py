@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from gentk.nets import weights
+from gentk.processes import latent
+
 LETTERS = [c for c in string.printable if c.isprintable() and c != " "]
 MARKS = ["<|startoftext|>", "<|endoftext|>"]
 WORDS = [*LETTERS, *(c + "</w>" for c in LETTERS), *MARKS]
@@ -185,6 +188,18 @@ def sd3(folder: Path, t5_too: bool = True) -> Path:
             tokenizer_3=t5_tokenizer(transformers) if t5_too else None,
         ).save_pretrained(folder)
     return folder
+
+
+def generator(base: Path, path: Path, sigma_init: float | str, seed: int = 1) -> Path:
+    """A one-step generator as `distill` would export one: the pipeline's own network, moved by some noise."""
+    model = latent.load(str(base), where=torch.device("cpu"))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for p in model.denoiser.parameters():
+            p += 0.02 * torch.randn_like(p)
+    header = model.header | {"kind": "generator", "sigma_init": sigma_init}
+    weights.save(path, model.denoiser.net, header)
+    return path
 
 
 @torch.no_grad()

@@ -108,7 +108,10 @@ def export(ref: str, form: str, out: Path, *, dtype: str | None = None, force: b
             f"`{ref}` is a {header['kind']}, what is exported is a generator or a denoiser", hint="gentk models list"
         )
     source = Source(ref, source.path, header, source.dtype)
-    writer = importlib.import_module(f"gentk.engine.exporting.{chosen.module}")
+    text = "pipeline" in header
+    if text and form != "diffusers":
+        raise refuse(source, form, "a text-to-image model is a whole pipeline", works=("diffusers",))
+    writer = importlib.import_module(f"gentk.engine.exporting.{'text_pipeline' if text else chosen.module}")
     with _in_place(out) as temporary:
         written: Written = writer.write(source, temporary)
         if not written.difference <= written.tolerance:  # so that NaN fails too

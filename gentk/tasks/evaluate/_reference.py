@@ -30,7 +30,7 @@ def samples_of(recipe: Any, where: torch.device, draws: int = 1) -> tuple[Source
     path = Path(ref).expanduser()
     info = read_info(path) if path.is_dir() else None
     if info is not None and info.get("task") == "sample":
-        path = _sources.located(path)
+        path, info = _sources.located(path), None
     match path.suffix:
         case ".npz":
             return _sources.of_npz(path).first(n), {ref: path}

@@ -42,7 +42,10 @@ def execute(job: Job) -> Outcome:
     """Scores and writes the figures of a job. Raises GentkError for what the user can mend."""
     recipe, where = job.recipe, precision.device(job.device)
     module = method_module("evaluate", recipe.method.name)
-    prompts = _prompts(recipe.method) if module.NEEDS == "prompts" else None
+    config = recipe.method
+    if module.NEEDS == "prompts" and config.prompts is None and (place := _beside(recipe.samples)) is not None:
+        config = config.model_copy(update={"prompts": str(place), "per_prompt": 1})
+    prompts = _prompts(config) if module.NEEDS == "prompts" else None
     source, files = samples_of(recipe, where)
     partners = _partners(recipe, source) if module.NEEDS == "pairs" else None
     if prompts is not None and len(prompts) != source.n:
@@ -54,10 +57,10 @@ def execute(job: Job) -> Outcome:
     if job.dry_run:
         return Outcome("planned", answer=f"{recipe.method.name} of {source.n} images, in {job.out}")
     if prompts is not None:
-        files[recipe.method.prompts] = Path(recipe.method.prompts).expanduser()
+        files[config.prompts] = Path(config.prompts).expanduser()
     if partners is not None and (folder := folder_of(recipe)) is not None:
         files[recipe.reference.name] = folder
-    return record(job, files, lambda run: _score(run, scorer, source, partners, prompts))
+    return record(job, files, lambda run: _score(run, config, scorer, source, partners, prompts))
 
 
 def _partners(recipe: Any, source: Source) -> Source:
@@ -69,6 +72,12 @@ def _partners(recipe: Any, source: Source) -> Source:
             hint="pairs are made by order: give as many images of the same size on both sides",
         )
     return partners
+
+
+def _beside(samples: str) -> Path | None:
+    """The prompts that a run of a text-to-image model keeps beside its images, one for each."""
+    place = Path(samples).expanduser() / "prompts.jsonl"
+    return place if place.is_file() else None
 
 
 def _prompts(config: Any) -> list[str]:
@@ -92,8 +101,10 @@ def _prompts(config: Any) -> list[str]:
     return [prompt for prompt in found for _ in range(config.per_prompt)]
 
 
-def _score(run: Run, scorer: Scorer, source: Source, partners: Source | None, prompts: list[str] | None) -> Finding:
-    recipe, config, name = run.job.recipe, run.job.recipe.method, run.job.recipe.method.name.replace("-", "_")
+def _score(
+    run: Run, config: Any, scorer: Scorer, source: Source, partners: Source | None, prompts: list[str] | None
+) -> Finding:
+    recipe, name = run.job.recipe, config.name.replace("-", "_")
     values = torch.empty(source.n, dtype=torch.float64)
     others = partners.batches(0, config.batch) if partners else None
     ends, done = _Ends(), 0

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision
+from gentk.engine import inputs, pictures, precision, ranks
 from gentk.engine.draw import batches, draw
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
@@ -131,12 +131,12 @@ def execute(job: Job) -> Outcome:
         files[recipe.prompts.file] = Path(recipe.prompts.file).expanduser()
     place = pipelines.folder(source)
     made_from = inputs.digests(files) | {source: _identity(place)}
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # every batch that is done is on disk
-                _work(run, where)
+                ranks.by_first(lambda: _work(run, where))
     return run.outcome()
 
 
@@ -199,22 +199,19 @@ def _warn(run: Run, plan: _Plan) -> None:
 
 
 def _write(run: Run, plan: _Plan, parts: list[Path]) -> None:
-    """What `save` asks for; the prompt of every image; and samples.json, how they were made."""
+    """PNGs, and what `save` asks for; the prompt of every image; and samples.json, how they were made."""
     folder, recipe = run.folder, run.job.recipe
     shown: list[Tensor] = []
     rows, k = [], recipe.first
-    if "png" in recipe.save:
-        (folder / "png").mkdir(exist_ok=True)
+    (folder / "png").mkdir(exist_ok=True)
     for path in parts:
         images = load_file(path)["images"]
         shown += [_small(one) for one in images[: _IN_GRID - len(shown)]]
         for one in images:
             name = f"png/{k:06d}.png"
-            if "png" in recipe.save:
-                Image.fromarray(one.permute(1, 2, 0).numpy()).save(folder / name)
+            Image.fromarray(one.permute(1, 2, 0).numpy()).save(folder / name)
             record = plan.asked[k % len(plan.asked)]
-            rows.append({"prompt": record.text, "index": k} | dict(record.values))
-            rows[-1] |= {"file": name} if "png" in recipe.save else {}
+            rows.append({"prompt": record.text, "index": k, "file": name} | dict(record.values))
             k += 1
     if {"npz", "safetensors"} & set(recipe.save):
         samples = torch.cat([load_file(path)["images"] for path in parts])
