@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision, ranks
+from gentk.engine import inputs, pictures, precision
 from gentk.engine.draw import batches, draw
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
@@ -131,12 +131,12 @@ def execute(job: Job) -> Outcome:
         files[recipe.prompts.file] = Path(recipe.prompts.file).expanduser()
     place = pipelines.folder(source)
     made_from = inputs.digests(files) | {source: _identity(place)}
-    with ranks.opened(inputs.renewed(job, made_from)) as run:
+    with Run(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # every batch that is done is on disk
-                ranks.by_first(lambda: _work(run, where))
+                _work(run, where)
     return run.outcome()
 
 
