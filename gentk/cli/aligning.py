@@ -5,7 +5,7 @@ from typing import Any
 from gentk.cli import options
 from gentk.errors import RecipeError
 
-OPTIONS: dict[str, Any] = {"reward": options.Reward}
+OPTIONS: dict[str, Any] = {"reward": options.Reward, "prompts": options.Prompts}
 
 
 def understood(method: str | None, given: dict[str, Any]) -> str | None:
@@ -18,4 +18,6 @@ def understood(method: str | None, given: dict[str, Any]) -> str | None:
         given["method.rewards"] = tuple(
             {"name": "function", "of": word} if ":" in word else {"name": word} for word in words
         )
+    if given.get("prompts") is not None:
+        given["prompts"] = {"file": given["prompts"]}
     return method

@@ -49,7 +49,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 _SEEN = 1.0  # the noise level at which teacher and fake score are shown
 _BUCKETS = (0.3, 3.0)  # noise levels that part the logged gaps into low, middle and high
 # what a header says of a network
-_DESCRIBES = ("net", "process", "predicts", "sigma_data", "inputs", "data", "licence")
+_DESCRIBES = ("net", "pipeline", "process", "predicts", "sigma_data", "inputs", "shift", "data", "licence")
 
 
 class Conditions(Protocol):

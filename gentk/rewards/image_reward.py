@@ -74,6 +74,10 @@ class ImageReward(nn.Module):
         out: Tensor = (self.head(read[:, 0]) - MEAN) / STD
         return out
 
+    def cut(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are longer than what is read of them."""
+        return sum(len(ids) > LENGTH for ids in self.words(list(prompts))["input_ids"]) if prompts else 0
+
 
 def build(
     weights: Path | None = None, *, where: torch.device, offline: bool = False, vocabulary: Path | None = None

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gentk.nets import weights
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.models import Model
+from gentk.processes.models import Model, load
 from gentk.recipe import registry
-from gentk.tasks.align import _aligning
+from gentk.tasks.align import _subjects
 from gentk.tasks.align._aligning import Aligning
-from tests.tasks.toys import CPU, SIGMA_DATA, VE, Gauss, made
+from tests.tasks.toys import CPU, SIGMA_DATA, VE, Gauss, made, randomise
 
 S_INIT = 2.5
 PEAK, WIDTH = 1.5, 0.9
@@ -86,5 +88,56 @@ def around(
         "generator": Model("toy", generator.eval().requires_grad_(False), header | {"sigma_init": S_INIT}),
         "denoiser": Model("reference", teacher.eval().requires_grad_(False), header),
     }
-    monkeypatch.setattr(_aligning, "load", lambda ref, kinds, where: models[kinds[0]])
+    monkeypatch.setattr(_subjects.models, "load", lambda ref, kinds, where: models[kinds[0]])
     return build(recipe(method, **own))
+
+
+def far(x: Tensor, cond: Any) -> Tensor:
+    """-|x - 2|^2: pulls points that lie about the origin."""
+    return -(x - 2).square().flatten(1).sum(1)
+
+
+def for_people(x: Tensor, cond: Any) -> Any:
+    """A convenience scorer: numbers, no graph (R1)."""
+    return x.detach().flatten(1).sum(1).numpy()
+
+
+def rounded(x: Tensor, cond: Any) -> Tensor:
+    """A step function of the samples: its gradient is zero."""
+    return x.round().flatten(1).sum(1)
+
+
+def cut(x: Tensor, cond: Any) -> Tensor:
+    """A tensor without graph."""
+    return x.detach().flatten(1).sum(1)
+
+
+def one_number(x: Tensor, cond: Any) -> Tensor:
+    """One value for the whole batch."""
+    return x.mean()
+
+
+def overflowing(x: Tensor, cond: Any) -> Tensor:
+    """Not finite, as a decoder in float16 makes it."""
+    return (x * 1e4).square().half().float().flatten(1).sum(1)
+
+
+def fragile(x: Tensor, cond: Any) -> Tensor:
+    """Finite on the probe, NaN once samples have moved beyond 3."""
+    return torch.where(x.flatten(1).abs().amax(1) > 3, torch.nan, far(x, cond))
+
+
+def wrong(x: Tensor, cond: Any) -> Tensor:
+    """A fault of the user's own."""
+    raise KeyError("palette")
+
+
+def write_generator(path: Path, teacher: Path, *, seed: int = 0, move: float = 0.0) -> Path:
+    """A one-step generator with the teacher's weights, moved a little, as an exported file."""
+    model = load(str(teacher), kinds=("denoiser",), where=CPU)
+    assert isinstance(model.net, Denoiser)
+    if move:
+        randomise(model.net, seed, move)
+    header = {k: v for k, v in model.header.items() if k not in ("parameters", "bytes")}
+    weights.save(path, model.net.net, header | {"kind": "generator", "sigma_init": S_INIT, "teacher": str(teacher)})
+    return path

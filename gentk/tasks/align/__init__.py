@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from gentk.recipe.lora import Lora
+from gentk.recipe.prompts import Latent, PromptSource
 from gentk.recipe.schema import Data, Ema, Fraction, Head, LogNormal, Measure, Optimiser, Section, Times, Train
 
 if TYPE_CHECKING:
@@ -61,7 +63,11 @@ class Watch(Section):
     """What is looked at along the way, on noise (and classes) that training never sees, and when it is an alarm."""
 
     samples: PositiveInt = Field(512, description="samples drawn for reward and spread, classes or prompts in turn")
-    features: str = Field("identity", description="space of the spread: as measure.features; identity: raw values")
+    features: str = Field(
+        "identity",
+        description="space of the spread: as measure.features; identity: raw values, of large images the means over "
+        "patches that leave 64 pixels a side",
+    )
     spread: Fraction = Field(
         0.3,
         description="alarm where the spread over noises of one class falls below this share of the start's",
@@ -104,6 +110,11 @@ class AlignSettings(Section):
         200,
         description="first steps in which it learns alone: it starts as the reference, not as the generator",
     )
+    sigma_init: PositiveFloat | None = Field(
+        None,
+        description="noise level of the generator's one call; null: what its file says; needed where a text-to-image "
+        "model starts as its own teacher",
+    )
     held_out: tuple[NonNegativeInt, ...] = Field((), description="classes that training never asks for")
     noise_generator: Times = Field(LogNormal(name="lognormal"), description="noise levels of the generator update")
     noise_fake: Times = Field(LogNormal(name="lognormal"), description="noise levels of the assistant's update")
@@ -127,9 +138,16 @@ class Recipe(Head, Generic[M]):
     """An `align` recipe."""
 
     task: Literal["align"]
-    generator: str = Field(description="one-step generator: model name, run folder or safetensors file")
+    generator: str = Field(
+        description="one-step generator: model name, run folder or safetensors file; or a text-to-image model, which "
+        "then starts as its own teacher"
+    )
     teacher: str | None = Field(None, description="the reference diffusion; null: what the generator was made from")
     method: M = Field(description="the method and its settings")
+    prompts: PromptSource | None = Field(None, description="what a text-to-image model is asked for in training")
+    held_out_prompts: PromptSource | None = Field(None, description="what it is only asked for when it is looked at")
+    latent: Latent = Field(Latent(), description="how a text-to-image model is run")
+    lora: Lora | None = Field(None, description="learn adapters on frozen weights; null: whole copies learn")
     optim: Optim = Field(description="optimisers of the two networks")
     ema: Ema = Field(Ema(), description="averaging of the generator; the average is measured and exported")
     train: Train = Field(description="the loop")

@@ -24,13 +24,14 @@ from gentk import data
 from gentk.engine import rng
 from gentk.engine.generative import Judge
 from gentk.engine.method import Batch, Metrics, Phase, Result
-from gentk.engine.one_step import Core, Labels, Objective, copies, gaps, label_dropout, start
+from gentk.engine.one_step import Core, Objective, gaps, learner, start
+from gentk.engine.precision import saving
 from gentk.errors import RecipeError
 from gentk.losses.divergence import diff_instruct
-from gentk.processes.denoiser import Denoiser
-from gentk.processes.models import Model, fast_layout, load
+from gentk.processes.models import Model
 from gentk.tasks.align import AlignSettings
-from gentk.tasks.align._rewards import Rewards, Subject, inside
+from gentk.tasks.align._rewards import Rewards, inside
+from gentk.tasks.align._subjects import given
 from gentk.tasks.align._watching import Watcher
 
 _PROBES = 8  # batches that the automatic alpha_rew is measured on
@@ -52,40 +53,41 @@ class Aligning:
         self.recipe, self.where = recipe, where
         self.config: AlignSettings = recipe.method
         self.objective, self.through = objective, through
-        self.model = load(recipe.generator, kinds=("generator",), where=where)
-        self.reference = load(_teacher(recipe, self.model), kinds=("denoiser",), where=where)
-        _fit(self.model, self.reference, recipe)
-        _check(self.config, self.reference)
-        student, teacher = fast_layout(self.model.net), fast_layout(self.reference.net)
-        assert isinstance(student, Denoiser)
-        assert isinstance(teacher, Denoiser)
-        self.nets: dict[str, nn.Module] = {"fake": copies(teacher), "generator": copies(student)}
+        self.given = given(recipe, where)
+        self.model, self.reference = self.given.of, self.given.reference
+        teacher = self.given.teacher
+        if recipe.train.checkpointing:  # before the copies: gradients pass through the reference too
+            saving({"teacher": teacher})
+        self.nets: dict[str, nn.Module] = {
+            name: learner(net, recipe.lora, rng.generator(recipe.seed, "lora", name))
+            for name, net in (("fake", teacher), ("generator", self.given.generator))
+        }
         self.ema = ("generator",)
         self.optim = {"generator": recipe.optim.generator, "fake": recipe.optim.fake}
         self.data = None
         if self.config.alpha_rew == "auto":
             self.nets["alpha_rew"] = Number().to(where)
             self.optim["alpha_rew"] = recipe.optim.generator
-        self.sigma_init = float(self.model.header["sigma_init"])
-        conditions = Labels(self.model.classes, _learned(self.config, self.model.classes))
-        t_init = start(self.sigma_init, teacher.process, f"`{recipe.generator}`: sigma_init")
-        self.core = Core(teacher, self.nets, self.model.shape, conditions, t_init, where)
-        about = Subject(self.model.header["data"]["name"], self.model.shape, self.model.classes)
-        self.rewards = Rewards(self.config.rewards, about, where)
-        self.others = Rewards(self.config.watch.others, about, where)
+        t_init = start(self.given.sigma_init, teacher.process)
+        self.core = Core(teacher, self.nets, self.model.shape, self.given.learned, t_init, where)
+        self.rewards = Rewards(self.config.rewards, self.given.about, where)
+        self.others = Rewards(self.config.watch.others, self.given.about, where)
         self.judge = _judge(recipe, self.model, self.reference, where)
-        self.watcher = Watcher(self, about)
+        self.watcher = Watcher(self)
         if where.type != "meta":
             self._check_rewards()
             self.watcher.begin()
 
     def images(self, x0: Tensor) -> Tensor:
-        """What rewards see of the generator's samples."""
+        """What rewards see of the generator's samples: decoded, where they are latents, and in [-1, 1]."""
+        if self.given.decode is not None:
+            x0 = self.given.decode(x0)
         return inside(x0) if len(self.model.shape) == 3 else x0
 
     def _check_rewards(self) -> None:
         with torch.no_grad():
-            x0, cond = self.core.generate(_PROBED, rng.generator(self.recipe.seed, "probe", device=self.where))
+            n = min(_PROBED, self.given.batch)
+            x0, cond = self.core.generate(n, rng.generator(self.recipe.seed, "probe", device=self.where))
         self.rewards.check(self.images(x0), cond)
 
     # --- the updates --------------------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ class Aligning:
         pull, leash = torch.zeros(2, dtype=torch.float64).unbind()
         for k in range(_PROBES):
             gen = rng.generator(self.recipe.seed, step, "alpha_rew", k, device=self.where)
-            x0, cond = self.core.generate(_PROBED, gen)
+            x0, cond = self.core.generate(min(_PROBED, self.given.batch), gen)
             rewarded, held, _ = self.pulls(x0, cond, gen)
             pull, leash = pull + rewarded.double().norm().cpu(), leash + held.double().norm().cpu()
         if not float(pull) > 0:
@@ -189,52 +191,6 @@ class Aligning:
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """The figures before and after, and the generator."""
         return self.watcher.finish(averaged["generator"])
-
-
-def _teacher(recipe: Any, model: Model) -> str:
-    name = recipe.teacher or model.header.get("teacher")
-    if not name:
-        raise RecipeError(f"teacher: `{recipe.generator}` does not say what made it", hint="--set teacher=NAME")
-    return str(name)
-
-
-def _fit(model: Model, reference: Model, recipe: Any) -> None:
-    """Raises RecipeError where generator and reference are not of the same data and process."""
-    for what, mine, its in (
-        ("samples of shape", model.shape, reference.shape),
-        ("classes:", model.classes, reference.classes),
-        ("the process", model.header["process"], reference.header["process"]),
-    ):
-        if mine != its:
-            raise RecipeError(
-                f"teacher: `{reference.name}` has {what} {its}, the generator `{recipe.generator}` {mine}",
-                hint="the reference is the diffusion model that the generator was distilled from",
-            )
-
-
-def _check(config: AlignSettings, reference: Model) -> None:
-    """Raises RecipeError where guidance has nothing to work with, or no class is left to learn from."""
-    if config.held_out and (bad := [k for k in config.held_out if k >= reference.classes]):
-        raise RecipeError(f"method.held_out: {bad[0]} is not one of {reference.classes} classes")
-    if config.held_out and not _learned(config, reference.classes):
-        raise RecipeError("method.held_out: no class is left to learn from")
-    if not config.alpha_cfg:
-        return
-    if not reference.classes:
-        raise RecipeError(
-            f"method.alpha_cfg: `{reference.name}` is unconditional, there is nothing to guide towards",
-            hint="leave it at 0",
-        )
-    if not label_dropout(reference.header):
-        raise RecipeError(
-            f"method.alpha_cfg: `{reference.name}` did not learn with label dropout, it knows no call without a label",
-            hint="leave it at 0, or train the reference with method.label_dropout above 0",
-        )
-
-
-def _learned(config: AlignSettings, classes: int) -> tuple[int, ...]:
-    """The classes that training asks for; () where it is all of them."""
-    return tuple(k for k in range(classes) if k not in config.held_out) if config.held_out else ()
 
 
 def _judge(recipe: Any, model: Model, reference: Model, where: torch.device) -> Judge | None:

@@ -232,6 +232,17 @@ def _texts(prompts: tuple[str, ...], cond: Any, n: int) -> list[str]:
     return list(texts) if texts is not None else [""] * n
 
 
+def cut(of: Rewards, texts: Sequence[str]) -> list[str]:
+    """A sentence for each reward that reads only the beginning of some of these prompts."""
+    found = []
+    for term in of.terms:
+        count = getattr(term.net, "cut", None)
+        longer = count(term.section.prompts or texts) if count is not None else 0
+        if longer:
+            found.append(f"{longer} prompts are longer than `{term.name}` reads: their ends are not rewarded")
+    return found
+
+
 def inside(x: Tensor) -> Tensor:
     """Images in [-1, 1]: the value clamped, the gradient as if it were not."""
     return x + (x.clamp(-1, 1) - x).detach()

@@ -9,28 +9,30 @@ Everything is drawn from noise that training never sees, the same every time, cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gentk.engine import rng
 from gentk.engine.draw import batches
 from gentk.engine.generative import Sampler, picture
 from gentk.engine.method import Result
 from gentk.engine.one_step import export
-from gentk.metrics.features import extractor
+from gentk.metrics.features import Extractor, extractor
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import load
-from gentk.tasks.align._rewards import Rewards, Subject
+from gentk.tasks.align._rewards import cut
 
 if TYPE_CHECKING:
     from gentk.tasks.align._aligning import Aligning
 
-_SHOWN = 50  # samples in a picture
-_BATCH = 500
+_SHOWN, _SHOWN_LARGE = 100, 9  # samples in a picture
+_SIDE = 64  # pixels that raw values are compared at
 Seen = dict[str, float]
 Remark = dict[str, str]
 
@@ -38,9 +40,12 @@ Remark = dict[str, str]
 class Watcher:
     """Figures of a generator on fixed noise, against those of the one that the run began with."""
 
-    def __init__(self, method: Aligning, about: Subject) -> None:
-        self.method, self.section = method, method.config.watch
-        self.extract = extractor(self.section.features, shape=about.shape, where=method.where)
+    def __init__(self, method: Aligning) -> None:
+        self.method, self.section, self.given = method, method.config.watch, method.given
+        shape = self.given.about.shape
+        self.extract = (
+            _values if self.section.features == "identity" else _features(self.section.features, shape, method.where)
+        )
         self.start: Seen = {}
         self.first: Tensor | None = None  # samples of the generator that the run began with
         self.deviations: dict[str, float] = {}
@@ -48,52 +53,51 @@ class Watcher:
     def begin(self) -> None:
         """Looks at the generator as it is now, before anything has moved it."""
         net = self.method.nets["generator"].eval()
-        self.first = self.draw(net, max(self.section.samples, _SHOWN))
+        self.first = self.draw(net, self._shown)
         self.start, values = self._look(net)
         self.deviations = {name: float(each.std()) for name, each in values.items()}
 
-    @torch.no_grad()  # only looked at
+    @property
+    def _shown(self) -> int:
+        return _SHOWN if self.given.decode is None else _SHOWN_LARGE
+
     def draw(self, net: nn.Module, n: int) -> Tensor:
         """Samples 0 to n of the run's seed, conditions in turn: (n, ...) on the CPU, as rewards see them."""
-        core, parts = self.method.core, []
-        for first, count in batches(0, n, _BATCH):
+        return torch.cat([samples.float().cpu() for samples, _, _ in self._parts(net, n)])
+
+    @torch.no_grad()  # only looked at
+    def _parts(self, net: nn.Module, n: int) -> Iterator[tuple[Tensor, Any, Tensor]]:
+        """Samples 0 to n, their conditions, and the numbers of these, batch by batch."""
+        core = self.method.core
+        for first, count in batches(0, n, self.given.batch):
             z = rng.noise(self.method.recipe.seed, first, count, core.shape, purpose="start").to(core.where)
-            cond = core.conditions.take(self._numbers(first, count), core.where)
+            numbers = torch.arange(first, first + count) % max(1, self.given.watched.count)
+            cond = self.given.watched.take(numbers, core.where)
             x0 = net(float(core.process.sigma(core.t_init)) * z, core.t_init, cond)
-            parts.append(self.method.images(x0).float().cpu())
-        return torch.cat(parts)
+            yield self.method.images(x0), cond, numbers
 
-    def _numbers(self, first: int, n: int) -> Tensor:
-        return torch.arange(first, first + n) % max(1, self.method.core.conditions.count)
-
-    @torch.no_grad()
-    def _values(self, rewards: Rewards, samples: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and parts of each sample."""
-        core, totals, parts = self.method.core, [], []
-        for first, count in batches(0, len(samples), _BATCH):
-            cond = core.conditions.take(self._numbers(first, count), core.where)
-            total, part = rewards(samples[first : first + count].to(core.where), cond)
-            totals.append(total.cpu())
-            parts.append(part)
-        return torch.cat(totals), {name: torch.cat([p[name].cpu() for p in parts]) for name in parts[0]}
-
-    def _look(self, net: nn.Module, *, samples: Tensor | None = None) -> tuple[Seen, dict[str, Tensor]]:
+    def _look(self, net: nn.Module) -> tuple[Seen, dict[str, Tensor]]:
         """Figures, and the values of the other rewards sample by sample."""
-        method = self.method
-        samples = self.draw(net, self.section.samples) if samples is None else samples
-        numbers = self._numbers(0, len(samples))
-        total, parts = self._values(method.rewards, samples)
-        held = torch.isin(numbers, torch.tensor(method.config.held_out, dtype=torch.int64))
-        seen: Seen = {"reward": float(total[~held].mean())}
+        method, rows = self.method, defaultdict[str, list[Tensor]](list)
+        for samples, cond, numbers in self._parts(net, self.section.samples):
+            total, parts = method.rewards(samples, cond)
+            found = {"numbers": numbers, "reward": total, "features": self.extract(samples.float())}
+            found |= {f"reward_{name}": each for name, each in parts.items()}
+            if method.others.terms:
+                found |= {f"other_{name}": each for name, each in method.others(samples, cond)[1].items()}
+            for name, each in found.items():
+                rows[name].append(each.detach().cpu())
+        every = {name: torch.cat(each) for name, each in rows.items()}
+        numbers = every.pop("numbers")
+        held = self.given.held[numbers]
+        seen: Seen = {"reward": float(every["reward"][~held].mean())}
         if bool(held.any()):
-            seen["reward_held_out"] = float(total[held].mean())
-        if len(parts) > 1:
-            seen |= {f"reward_{name}": float(each[~held].mean()) for name, each in parts.items()}
-        others: dict[str, Tensor] = {}
-        if method.others.terms:
-            others = self._values(method.others, samples)[1]
-            seen |= {f"other_{name}": float(each.mean()) for name, each in others.items()}
-        seen["spread"] = spread(self.extract(samples), numbers)
+            seen["reward_held_out"] = float(every["reward"][held].mean())
+        if len(method.rewards.terms) > 1:
+            seen |= {name: float(each[~held].mean()) for name, each in every.items() if name.startswith("reward_")}
+        others = {name: each for name, each in every.items() if name.startswith("other_")}
+        seen |= {name: float(each.mean()) for name, each in others.items()}
+        seen["spread"] = spread(every["features"], numbers)
         if method.judge is not None:
             seen |= method.judge.glance(self.sampler(net), method.recipe.seed)
         return seen, others
@@ -103,14 +107,14 @@ class Watcher:
         assert isinstance(net, Denoiser)
         method = self.method
         cycle = tuple(range(method.model.classes))
-        return Sampler(net, method.model.shape, cycle, method.where, sigma_init=method.sigma_init)
+        return Sampler(net, method.model.shape, cycle, method.where, sigma_init=method.given.sigma_init)
 
     def preview(self, net: nn.Module) -> Result:
         """Before and now from the same noise, figures, and what is alarming about them."""
-        samples = self.draw(net, max(self.section.samples, _SHOWN))
-        seen, _ = self._look(net, samples=samples[: self.section.samples])
+        seen, _ = self._look(net)
         figures = seen | {"spread_ratio": _over(seen["spread"], self.start["spread"])}
         remarks = self.alarms(seen)
+        remarks += [{"kind": "note", "name": words, "words": words} for words in self._notes()]
         enough = self.section.enough is not None and seen["reward"] >= self.section.enough
         if enough:
             remarks.append(
@@ -120,7 +124,7 @@ class Watcher:
         model = self._export(net)
         return Result(
             figures,
-            {"before-after": self._picture(samples)},
+            {"before-after": self._picture(self.draw(net, self._shown))},
             {"generator": model},
             remarks=tuple(remarks),
             halt=enough or (alarmed and self.section.on_alarm == "stop"),
@@ -151,25 +155,25 @@ class Watcher:
                 )
             )
         for name, deviation in self.deviations.items():
-            fall = begun[f"other_{name}"] - seen[f"other_{name}"]
+            fall = begun[name] - seen[name]
             if risen and fall > section.drop * deviation:
                 found.append(
                     _flag(
-                        f"other-{name}",
-                        f"the reward rises at the cost of `{name}`, which it does not know: that fell by {fall:.3g} "
-                        f"({fall / deviation:.2g} of its standard deviations at the start).",
+                        name,
+                        f"the reward rises at the cost of `{name.removeprefix('other_')}`, which it does not know: "
+                        f"that fell by {fall:.3g} ({fall / deviation:.2g} of its standard deviations at the start).",
                     )
                 )
         return found
 
     def _picture(self, samples: Tensor) -> Image:
         assert self.first is not None
-        return picture({"before": self.first[:_SHOWN], "after": samples[:_SHOWN]})
+        return picture({"before": self.first, "after": samples})
 
     def _export(self, net: nn.Module) -> Any:
         assert isinstance(net, Denoiser)
         method = self.method
-        made = export(net, method.model, method.sigma_init, method.reference.name)
+        made = export(net, method.model, method.given.sigma_init, method.reference.name)
         made.header["aligned"] = {
             "method": method.recipe.method.name,
             "generator": method.recipe.generator,
@@ -194,8 +198,25 @@ class Watcher:
                 figures |= {f"{name}_before": self.start[name], f"{name}_after": after[name]}
         figures["spread_ratio"] = _over(after["spread"], self.start["spread"])
         return Result(
-            figures, {"before-after": self._picture(self.draw(net, _SHOWN))}, {"generator": self._export(net)}
+            figures, {"before-after": self._picture(self.draw(net, self._shown))}, {"generator": self._export(net)}
         )
+
+    def _notes(self) -> list[str]:
+        """What is no alarm, but to be known: prompts that an encoder or a reward reads only the beginning of."""
+        texts = getattr(getattr(self.given.watched, "of", None), "texts", ())
+        texts += tuple(getattr(getattr(self.given.learned, "of", None), "texts", ()))
+        return [*self.given.notes, *cut(self.method.rewards, tuple(dict.fromkeys(texts)))]
+
+
+def _features(name: str, shape: tuple[int, ...], where: torch.device) -> Extractor:
+    return extractor(name, shape=shape, where=where)
+
+
+def _values(x: Tensor) -> Tensor:
+    """The values themselves (n, ...) -> (n, F) float64, of images at most _SIDE a side."""
+    if x.dim() == 4 and max(x.shape[2:]) > _SIDE:
+        x = F.adaptive_avg_pool2d(x, (min(x.shape[2], _SIDE), min(x.shape[3], _SIDE)))
+    return x.flatten(1).double()
 
 
 def _flag(name: str, words: str) -> Remark:
