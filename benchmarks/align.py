@@ -1,6 +1,6 @@
 """What a reward costs: digits aligned by DI++, DI* and the reward alone, alpha_rew in a sweep; and the figure of it.
 
-    python benchmarks/align.py --reward class|brightness [--only dipp] [--seed 0] [--out runs/align]
+    python benchmarks/align.py --reward class|brightness [--only NAMES] [--seed 0] [--out runs/align]
     python benchmarks/align.py --draw docs/align.png       # the tables and the figure of what has been run
 
 Each run is `gentk align ...` in a folder of its own, so a stopped sweep goes on by the same command. alpha_rew is set
@@ -92,17 +92,17 @@ def draw(out: Path, seed: int, path: Path) -> None:
         for panel, what, label in zip(
             axes, ("fd", "recall"), ("Frechet distance, 10,000 samples", "recall"), strict=True
         ):
-            for method, shown in METHODS.items():
+            for (method, shown), below in zip(METHODS.items(), (False, True), strict=True):
                 line = [row for name, row in rows.items() if name.startswith(f"{reward}-{method}-")]
-                panel.plot(
-                    *zip(*((r["reward_after"], r[f"{what}_after"]) for r in line), strict=True), "o-", label=shown
-                )
-                for r in line:
+                points = [(r["reward_after"], r[f"{what}_after"]) for r in line]
+                (drawn,) = panel.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{shown}, alpha_rew at the points")
+                for r, at in zip(line, points, strict=True):
                     panel.annotate(
                         f"{r['alpha_rew']:.2g}",
-                        (r["reward_after"], r[f"{what}_after"]),
+                        at,
                         fontsize=7,
-                        xytext=(3, 4),
+                        color=drawn.get_color(),
+                        xytext=(-3, -11) if below else (-3, 6),
                         textcoords="offset points",
                     )
             if alone := rows.get(f"{reward}-alone"):
@@ -124,13 +124,13 @@ def main() -> None:
     parser.add_argument("--reward", choices=("class", "brightness"), default="class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/align"))
-    parser.add_argument("--only", help="runs whose name holds this")
+    parser.add_argument("--only", help="some of the runs, such as class-dipp-1,class-alone")
     parser.add_argument("--draw", type=Path, help="run nothing; draw what there is into this file and print the tables")
     given = parser.parse_args()
     if given.draw is None:
         gentk("train", "classifier", "--data", "digits", "--seed", "11", "--out", str(given.out / "judge"))
         for name, (method, own) in cases(given.reward).items():
-            if given.only is None or given.only in name:
+            if given.only is None or name in given.only.split(","):
                 run(name, method, own, given.reward, given.seed, given.out)
                 print(table({name: finished(given.out, given.reward, given.seed)[name]}), flush=True)
         return
