@@ -193,19 +193,26 @@ def _setting(group: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_setting(groups: Sequence[Any], names: Sequence[str]) -> None:
-    rows = []
-    for group in groups:
-        found = _setting(group, names)["metrics"]
-        words = [
-            _ABSENT
-            if name not in found
-            else tidy(found[name]["mean"])
-            + (f" ± {tidy(found[name]['half_width'])}" if found[name]["half_width"] is not None else "")
-            for name in names
-        ]
-        rows.append([group.label, f"{sum(m.done for m in group.members)}/{len(group.members)}", *words])
-    console.table(["setting", "done", *names], rows)
+    """Means and intervals: settings in columns where they are few and the figures many, else in rows."""
+    found = [_setting(group, names)["metrics"] for group in groups]
+    words = [[_mean(each.get(name)) for name in names] for each in found]
+    counts = [f"{sum(m.done for m in group.members)}/{len(group.members)}" for group in groups]
+    labels = [group.label for group in groups]
+    if len(groups) <= _COLUMNS and len(names) > len(groups):
+        rows = [["done", *counts], *([name, *(w[k] for w in words)] for k, name in enumerate(names))]
+        console.table(["figure", *labels], rows)
+    else:
+        rows = [[label, count, *each] for label, count, each in zip(labels, counts, words, strict=True)]
+        console.table(["setting", "done", *names], rows)
     console.note("mean over the finished runs ± half of Student's 95 % interval")
+
+
+def _mean(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return _ABSENT
+    from gentk.engine.comparison import plus_minus
+
+    return plus_minus(figure["mean"], figure["half_width"])
 
 
 def _side_by_side(

@@ -25,6 +25,7 @@ from gentk.recipe import yaml12
 from gentk.recipe.explain import CLAIMS
 
 _COLOURS = ("#3451b2", "#d9480f", "#18794e", "#9c36b5", "#b58105", "#0b7285", "#c2255c", "#5c6066")
+_COLUMNS = 6  # most settings side by side
 _SHOWN = 24  # pictures: more make a page that no one scrolls through
 _STEP = re.compile(r".+-(\d{6,})")
 _LEVEL = 0.95
@@ -83,6 +84,11 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, t * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def plus_minus(mean: float, half: float | None) -> str:
+    """A mean and its interval for eyes, the half-width in two digits: `2.5 ± 2.1`."""
+    return tidy(mean) + (f" \N{PLUS-MINUS SIGN} {tidy(float(f'{half:.2g}'))}" if half is not None else "")
+
+
 def changes(recipes: Sequence[Mapping[str, Any]]) -> dict[str, list[list[Any] | None]]:
     """Key path -> per recipe `[value]`, or None where it lacks the key; only what is not the same everywhere."""
     flat = [{yaml12.dotted(path): value for path, value in _leaves(recipe, ())} for recipe in recipes]
@@ -98,15 +104,25 @@ def groups(members: Sequence[Member]) -> list[Group]:
         computed = {key: value for key, value in member.recipe.items() if key not in CLAIMS and key != "seed"}
         found.setdefault(json.dumps(computed, sort_keys=True, default=str), []).append(member)
     firsts = [{k: v for k, v in g[0].recipe.items() if k not in CLAIMS and k != "seed"} for g in found.values()]
-    differ = changes(firsts)
-    labels = []
-    for k in range(len(firsts)):
-        said = [f"{key}={_inline(row[k])}" for key, row in differ.items()]
-        labels.append(", ".join(said[:4]) + (", ..." if said[4:] else "") or "all runs")
+    labels = _labels(changes(firsts), len(firsts))
     return [
         Group(label, _colour(k, len(labels)), group)
         for k, (label, group) in enumerate(zip(labels, found.values(), strict=True))
     ]
+
+
+def _labels(differ: Mapping[str, list[list[Any] | None]], count: int) -> list[str]:
+    """A name for each setting: as few of the keys that differ as tell all apart, the method before the others."""
+    if not differ:
+        return ["all runs"] * count
+    chosen: list[str] = []
+    rows: list[tuple[str, ...]] = [()] * count
+    for key in sorted(differ, key=lambda key: key != "method.name"):  # stable: else the recipes' order
+        longer = [(*row, _inline(value)) for row, value in zip(rows, differ[key], strict=True)]
+        if len(set(longer)) > len(set(rows)):
+            chosen, rows = [*chosen, key], longer
+    said = [[w if k == "method.name" else f"{k}={w}" for k, w in zip(chosen, row, strict=True)] for row in rows]
+    return [", ".join(words) for words in said]
 
 
 def read(folder: Path) -> Member:
@@ -143,14 +159,21 @@ def _figures(found: Sequence[Group]) -> str:
     names = list(dict.fromkeys(name for group in found for member in group.members for name in member.metrics))
     if not names:
         return ""
-    head = "".join(f'<th class="number">{escape(name)}</th>' for name in names)
-    rows = []
-    for group in found:
-        cells = "".join(f'<td class="number">{_interval(group.values(name))}</td>' for name in names)
-        count = f"{sum(m.done for m in group.members)} of {len(group.members)}"
-        rows.append(f'<tr><td>{_key(group)}{escape(group.label)}</td><td class="number">{count}</td>{cells}</tr>')
+    settings = [f"{_key(group)}{escape(group.label)}" for group in found]
+    counts = [f"{sum(m.done for m in group.members)} of {len(group.members)}" for group in found]
+    cells = [[_interval(group.values(name)) for name in names] for group in found]
+    if len(found) <= _COLUMNS and len(names) > len(found):  # few settings and many figures: a row for each figure
+        head = "<th>figure</th>" + "".join(f'<th class="number">{each}</th>' for each in settings)
+        figures = [(f"<code>{escape(name)}</code>", [row[k] for row in cells]) for k, name in enumerate(names)]
+        lines = [("finished", counts), *figures]
+    else:
+        head = "".join(f'<th class="number">{escape(name)}</th>' for name in ("finished", *names))
+        head, lines = (
+            f"<th>setting</th>{head}",
+            [(s, [c, *row]) for s, c, row in zip(settings, counts, cells, strict=True)],
+        )
+    rows = [f"<tr><td>{n}</td>" + "".join(f'<td class="number">{c}</td>' for c in row) + "</tr>" for n, row in lines]
     note = "Mean over the finished runs of a setting, &#177; half of Student's 95 % interval; below it the runs' own."
-    head = f'<th>setting</th><th class="number">finished</th>{head}'
     return f'<h2>Figures</h2><p class="soft">{note}</p>{_table(head, rows)}'
 
 
@@ -159,7 +182,7 @@ def _interval(values: Sequence[float]) -> str:
         return '<span class="soft">\N{EN DASH}</span>'
     mean, half = interval(values)
     own = f"<small>{', '.join(tidy(value) for value in values)}</small>" if len(values) > 1 else ""
-    return tidy(mean) + (f" &#177; {tidy(half)}" if half is not None else "") + own
+    return escape(plus_minus(mean, half)) + own
 
 
 def _curves(found: Sequence[Group]) -> str:
@@ -224,7 +247,7 @@ def _runs(found: Sequence[Group]) -> str:
 
 
 def _recipes(members: Sequence[Member]) -> str:
-    differ = changes([member.recipe for member in members])
+    differ = changes([{k: v for k, v in member.recipe.items() if k not in CLAIMS} for member in members])
     if not differ or len(members) > 12:
         return ""
     head = "".join(f"<th>{escape(member.folder.name)}</th>" for member in members)

@@ -104,6 +104,7 @@ def _plan(job: Job, build: Build) -> Outcome:
         method = build(job.recipe, where)
         told = memory.without_activations(method)
     lines += [f"# {line}" for line in told]
+    lines.append(f"# disk: {room.wanted(method, train.keep)}")
     order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(0))
     lines.append(f"# each step: {order}")
     lines.append(

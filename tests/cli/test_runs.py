@@ -182,3 +182,23 @@ def test_listing_imports_no_torch():
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
     assert "runs/a" in told.stdout
+
+
+def test_a_folder_of_runs_gives_means_with_intervals_and_a_page(tmp_path):
+    """Two settings times four seeds: t(0.975, 3) s / 2 of 1, 2, 3, 4 is 3.18245 * sqrt(5 / 3) / 2 = 2.054."""
+    for lr in ("1e-4", "1e-3"):
+        for seed in range(4):
+            run(f"s/lr={lr},seed={seed}", lr=lr, extra=f"seed: {seed}\n", metrics={"fd": 1.0 + seed, "nfe": 1.0})
+    said = call("compare", "s")
+    assert said.stdout.splitlines()[0].split() == ["setting", "done", "fd", "nfe"]
+    assert "4/4" in said.stdout
+    assert "2.5 ± 2.1" in said.stdout
+    assert said.stderr.splitlines()[-1] == "page: runs/s/compare.html"
+    answer = json.loads(call("compare", "runs/s", "--page", "p.html", "--json").stdout)
+    assert answer["page"] == "p.html"
+    first = answer["settings"][0]
+    assert first["setting"] == "optim.lr=0.001"
+    assert first["metrics"]["fd"]["mean"] == 2.5
+    assert first["metrics"]["fd"]["half_width"] == pytest.approx(3.18245 * (5 / 3) ** 0.5 / 2, rel=1e-5)
+    assert len(answer["runs"]) == 8
+    assert "cannot be written" in call("compare", "s", "--page", "none/p.html", code=2).stderr

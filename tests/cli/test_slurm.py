@@ -161,3 +161,13 @@ def test_no_torch_is_imported() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(root)})
     assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_the_page_print_scripts() -> None:
+    """Those of docs/slurm.md; with a teacher that ships, for the page's own must be imported first."""
+    page = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("gentk slurm script ")]
+    assert len(lines) >= 2
+    for line in lines:
+        words = shlex.split(line.partition("|")[0].partition(">")[0].replace("edm-cifar10", "edm-digits"))
+        script(*words[3:])

@@ -52,6 +52,18 @@ def test_groups_are_recipes_but_for_the_seed_and_what_they_claim(tmp_path: Path)
     assert found[0].colour != found[1].colour
 
 
+def test_labels_are_as_few_keys_as_tell_settings_apart() -> None:
+    def row(*values: object) -> list[list[object] | None]:
+        return [[value] for value in values]
+
+    differ = {"a": row(1, 2, 1), "b": row(1, 2, 1), "method.name": row("sim", "sid", "sid"), "c": row(7, 8, 9)}
+    assert comparison._labels(differ, 3) == ["sim, a=1", "sid, a=2", "sid, a=1"]
+    assert comparison._labels({"lr": row(0.1, 0.2)}, 2) == ["lr=0.1", "lr=0.2"]
+    grid = {"lr": row(1, 1, 2, 2), "c": row(3, 4, 3, 4)}
+    assert comparison._labels(grid, 4) == ["lr=1, c=3", "lr=1, c=4", "lr=2, c=3", "lr=2, c=4"]
+    assert comparison._labels({}, 1) == ["all runs"]
+
+
 def test_unfinished_runs_and_repeated_seeds_do_not_count(tmp_path: Path) -> None:
     folders = [
         run(tmp_path / "a", seed=0, fd=1.0),
@@ -63,8 +75,7 @@ def test_unfinished_runs_and_repeated_seeds_do_not_count(tmp_path: Path) -> None
     (group,) = comparison.groups([comparison.read(folder) for folder in folders])
     assert group.values("fd") == [1.0, 3.0]
     page = comparison.write(folders, tmp_path / "page.html").read_text()
-    half = 12.7062 * math.sqrt(2) / math.sqrt(2)  # t(0.975, 1) s / sqrt(2), s = sqrt(2)
-    assert f"2 &#177; {half:.4g}" in page.replace("12.71", f"{half:.4g}")
+    assert "2 \u00b1 13" in page, "t(0.975, 1) s / sqrt(2) = 12.706, s = sqrt(2)"
     assert "4 of 5" in page
     assert "the loss is not finite" in page
 

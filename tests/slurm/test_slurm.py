@@ -138,6 +138,25 @@ def test_an_array_of_three_seeds(cluster: Cluster, home: Path, direct: Path) -> 
     assert len(list((home / "array").glob("slurm-*_*.out"))) == SEEDS
 
 
+def test_two_processes_by_torchrun_are_stopped_together_and_go_on(cluster: Cluster, home: Path) -> None:
+    """torchrun ignores USR1, both processes hear it, and its exit code 1 is understood; the same without Slurm."""
+    sets = ("--set", "train.steps=1000")
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gentk", "train"]
+    done = subprocess.run(
+        [sys.executable, *words, "--recipe", "r.yaml", *sets, "--out", "two", "--quiet"],
+        cwd=home, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = home / "torchrun"
+    job = cluster.submit(script(home, "torchrun", "--processes", 2, *sets), cwd=home)
+    until(lambda: under_way(run))
+    cluster("scancel", "--signal=USR1", job)
+    until(lambda: cluster.job(job)["Restarts"] == "1")
+    log = finished(cluster, job, run, home / "two", restarts=1)
+    assert log.count("is queued again") == 1
+    assert info(run)["world_size"] == 2
+
+
 def test_a_run_that_fails_is_not_tried_again(cluster: Cluster, home: Path) -> None:
     text = script(home, "failed", "--set", "optim.lr=1e30")
     job = cluster.submit(text, cwd=home)
