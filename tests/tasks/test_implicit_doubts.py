@@ -52,6 +52,9 @@ def test_s5_s10_noise_that_does_not_fit_the_draws_is_said(
         assert figures["sigma_over_width"] > 1e6
     err = capsys.readouterr().err
     assert (said in err) if said else not err
+    method.config = method.config.model_copy(update={"lead": True})
+    method._doubts(method.sampler)
+    assert bool(capsys.readouterr().err) == (said == "too narrow")
 
 
 def test_s10_without_a_latent_for_each_dimension_there_is_no_score() -> None:

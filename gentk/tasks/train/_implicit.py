@@ -281,9 +281,12 @@ class Implicit:
         share = float(self.score.cut[0] / self.score.cut[1].clamp(min=1))
         if share > _CUT:
             _warn(f"{share:.0%} of the forces were cut to method.clip, so what was descended is another loss: raise it")
-        if not _NOISE[0] <= ratio <= _NOISE[1]:
-            what = "the draws come out too narrow: lower sigma_end" if ratio > _NOISE[1] else "the score is all noise"
-            _warn(f"the noise of the score, at the end {ratio:.2g} of the draws' narrowest direction: {what}")
+        if ratio > _NOISE[1]:
+            _warn(
+                f"the score's noise is at the end {ratio:.2g} of the draws' narrowest direction, too narrow: sigma_end"
+            )
+        if ratio < _NOISE[0] and not self.config.lead:  # which leaves little to be learned from noise
+            _warn(f"the score's noise is at the end {ratio:.2g} of the draws' narrowest direction: it is all noise")
         return {"clipped": share, "sigma_over_width": ratio}
 
 
