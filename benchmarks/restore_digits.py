@@ -120,6 +120,22 @@ def restorers(op: str, seed: str, out: Path, *, have: bool) -> None:
     table(rows, columns)
 
 
+def picture(seed: str, out: Path, path: Path) -> None:
+    """What the two runs of flowdiff show of held-out digits, one above the other."""
+    from PIL import Image
+
+    parts = []
+    for op in NOISE:
+        with Image.open(out / f"fd-{op}-{seed}" / "samples" / "restored.png") as image:
+            parts.append(image.convert("RGB"))
+    whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height + 8 for p in parts) - 8), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height + 8
+    whole.save(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
@@ -127,6 +143,9 @@ def main() -> None:
     parser.add_argument("--operators", default="noise,inpaint")
     parser.add_argument("--only", choices=("priors", "restorers"))
     parser.add_argument("--have", action="store_true")
+    parser.add_argument(
+        "--picture", type=Path, help="write truth, measured, mean, draw and deviation of both runs here"
+    )
     given = parser.parse_args()
     seeds = given.seeds.split(",")
     for op in given.operators.split(","):
@@ -134,6 +153,8 @@ def main() -> None:
             priors(op, seeds, given.out, have=given.have)
         if given.only != "priors":
             restorers(op, seeds[0], given.out, have=given.have)
+    if given.picture:
+        picture(seeds[0], given.out, given.picture)
 
 
 if __name__ == "__main__":
