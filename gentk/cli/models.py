@@ -11,6 +11,7 @@ from gentk.cli import console, exporting, importing
 from gentk.errors import GentkError
 
 if TYPE_CHECKING:
+    from gentk.recipe.pipelines import Pipeline
     from gentk.recipe.teachers import Teacher
 
 app = typer.Typer(help="Look at models, import and export them.", no_args_is_help=True)
@@ -29,14 +30,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 @console.guard()
 def list_models(json: Json = False) -> None:
-    """List the models that ship with gentk, those imported, and the published ones that can be."""
-    from gentk.recipe import store, teachers
+    """List the models that ship with gentk, those imported, and the published ones that can be had."""
+    from gentk.recipe import pipelines, store, teachers
 
     shipped, imported = store.models(), store.imported()
     found = [{**_header(name, path), "where": "shipped"} for name, path in shipped.items()]
     found += [{**_header(name, path), "where": "imported"} for name, path in imported.items() if name not in shipped]
     here = {model["model"] for model in found}
     absent = [_absent(teacher) for teacher in teachers.TEACHERS if teacher.name not in here]
+    absent += [_pipeline(each) for each in pipelines.PIPELINES]
     if json:
         console.as_json([*found, *absent])
     else:
@@ -93,6 +95,14 @@ def _absent(teacher: Teacher) -> dict[str, Any]:
     facts |= {"format": teacher.format, "source": teacher.source, "licence": teacher.licence}
     command = f"gentk models import {teacher.name}" if teacher.fetchable else None
     return {"model": teacher.name, "path": None, **facts, "where": "absent", "import": command}
+
+
+def _pipeline(row: Pipeline) -> dict[str, Any]:
+    """A text-to-image model, which is read where it lies and never imported, in the form of a header."""
+    here = row.here()
+    facts = {"kind": "denoiser", "data": "text", "bytes": None, "source": row.source, "licence": row.licence}
+    command = f"gentk sample euler --model {row.name} --prompt TEXT"
+    return {"model": row.name, "path": here, **facts, "where": "hub cache" if here else "absent", "import": command}
 
 
 def _row(model: dict[str, Any]) -> list[Any]:

@@ -47,6 +47,10 @@ class Pipeline:
     note: str
     gated: bool = False
 
+    def here(self) -> str | None:
+        """The folder of it in the hub's cache; None where there is none."""
+        return next((str(place) for place in _snapshots(self.source)), None)
+
 
 PIPELINES = (
     Pipeline(
@@ -88,7 +92,7 @@ def is_text(ref: str) -> bool:
     """Whether `ref` names a text-to-image model. Looks at names and heads of files; fetches nothing."""
     if ref.startswith(HUB) or known(ref) is not None or (Path(ref).expanduser() / INDEX).is_file():
         return True
-    return "pipeline" in _header(ref) or (hub.is_id(ref) and _cached(ref))
+    return "pipeline" in _header(ref) or (hub.is_id(ref) and bool(_snapshots(ref)))
 
 
 def base(ref: str) -> tuple[str, Path | None]:
@@ -172,7 +176,9 @@ def _header(ref: str) -> dict[str, Any]:
         return {}
 
 
-def _cached(ref: str) -> bool:
+def _snapshots(source: str) -> list[Path]:
+    """The folders that the hub's cache holds of a hub id."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     place = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    return any((place / f"models--{ref.replace('/', '--')}" / "snapshots").glob(f"*/{INDEX}"))
+    found = (place / f"models--{source.replace('/', '--')}" / "snapshots").glob(f"*/{INDEX}")
+    return sorted(index.parent for index in found)

@@ -176,7 +176,7 @@ def model_path(ref: str | Path) -> Path:
     raise MissingAsset(
         f"no model `{ref}`{did_you_mean(str(ref), [*here, *teachers.BY_NAME])}",
         hint=f"a run folder, a safetensors file or one of {', '.join(here) or '(none here)'}; gentk models list shows "
-        "what can be imported",
+        "what can be imported; text-to-image: a folder of diffusers or hf:OWNER/NAME",
     )
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from gentk.cli import models
-from gentk.recipe import stamp, store, teachers
+from gentk.recipe import pipelines, stamp, store, teachers
 
 HEADER = {
     "kind": "denoiser",
@@ -38,6 +38,7 @@ def shipped(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("GENTK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(teachers, "TEACHERS", (teachers.BY_NAME["edm-cifar10"],))
+    monkeypatch.setattr(pipelines, "PIPELINES", ())
     monkeypatch.setattr(store, "assets", lambda: folder)
     return folder
 
@@ -68,6 +69,20 @@ def test_list(shipped):
     assert answer["model"] == "edm-digits"
     assert answer["parameters"] == 307
     assert answer["net"]["width"] == 64
+
+
+def test_list_of_text_to_image_models(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipelines, "PIPELINES", (pipelines.BY_NAME["pixart-alpha"],))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    last = call("list").stdout.splitlines()[-1]
+    assert last.startswith("pixart-alpha ")
+    assert last.endswith("gentk sample euler --model pixart-alpha --prompt TEXT")
+    assert json.loads(call("list", "--json").stdout)[-1]["where"] == "absent"
+    place = tmp_path / "hub" / "models--PixArt-alpha--PixArt-XL-2-512x512" / "snapshots" / "abc"
+    place.mkdir(parents=True)
+    (place / pipelines.INDEX).write_text("{}")
+    answer = json.loads(call("list", "--json").stdout)[-1]
+    assert (answer["where"], answer["path"]) == ("hub cache", str(place))
 
 
 def test_list_of_nothing():

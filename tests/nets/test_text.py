@@ -232,3 +232,28 @@ def test_networks_that_ask_for_more_are_refused() -> None:
     config = dict(tiny_pipelines.unet(diffusers, in_channels=9, out_channels=4).config)
     with pytest.raises(GentkError, match="9 channels in, 4 out"):
         text.build("unet", config)
+
+
+# Where the published models differ from diffusers' defaults, and their numbers of parameters.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Stable Diffusion 1.5": ("unet", {"cross_attention_dim": 768, "sample_size": 64}, 859_520_964),
+    "PixArt-alpha, 512 pixels": (
+        "pixart",
+        {"sample_size": 64, "use_additional_conditions": False, "caption_channels": 4096},
+        610_856_096,
+    ),
+    "Stable Diffusion 3 medium": (
+        "sd3",
+        {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
+        2_028_328_000,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_of_the_published_size(name: str) -> None:
+    tiny_pipelines.packages()
+    family, config, parameters = PUBLISHED[name]
+    with torch.device("meta"):
+        net = text.build(family, config)  # type: ignore[arg-type]
+    assert sum(p.numel() for p in net.parameters()) == parameters

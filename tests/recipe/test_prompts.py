@@ -100,6 +100,9 @@ def test_what_names_a_text_to_image_model(alone: Path) -> None:
         assert pipelines.kin(other) is None
     place = snapshot(alone, "some/thing", "StableDiffusion3Pipeline")
     assert pipelines.is_text("some/thing"), "it lies in the hub's cache"
+    assert pipelines.BY_NAME["pixart-alpha"].here() is None
+    own = snapshot(alone, "PixArt-alpha/PixArt-XL-2-512x512", "PixArtAlphaPipeline")
+    assert pipelines.BY_NAME["pixart-alpha"].here() == str(own)
     for kind, target, wanted in (
         ("StableDiffusionPipeline", "epsilon", "stable-diffusion-1.5"),
         ("StableDiffusionPipeline", "v_prediction", "stable-diffusion-2.1"),
