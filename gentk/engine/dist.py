@@ -214,6 +214,17 @@ def current() -> Group:
 
 
 @contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For what one process of the group does by itself: exchanges in the block do nothing."""
+    global _current
+    before, _current = _current, Group()
+    try:
+        yield
+    finally:
+        _current = before
+
+
+@contextlib.contextmanager
 def joined(facts: dict[str, Any], device: str) -> Iterator[Group]:
     """The group that the environment speaks of, for the block; alone where it speaks of none.
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gentk.engine import rng
+from gentk.engine import dist, rng
 from gentk.engine.draw import batches, starts
 from gentk.errors import RunFailed
 from gentk.nets.energy import Energy
@@ -58,7 +58,8 @@ class Chains:
 
         Raises RunFailed where the energy is not finite.
         """
-        return torch.cat([self.part(first, count, seed) for first, count in batches(0, n, batch)])
+        parts = dist.current().spread(batches(0, n, batch), lambda part: self.part(*part, seed))
+        return torch.cat(parts)
 
     def part(self, first: int, n: int, seed: int) -> Tensor:
         """Samples `first` to `first + n` of `seed`, in one batch."""

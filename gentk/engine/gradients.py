@@ -64,7 +64,8 @@ def share(group: Group, nets: Sequence[nn.Module], loss: Tensor, *, fault: bool,
         apart = tuple(r for r, text in enumerate(group.texts("" if own else "not finite")) if text)
     sums = torch.split(rest, [p.numel() for p in parameters])
     for p, total, some in zip(parameters, sums, present.cpu().tolist(), strict=True):
-        p.grad = (total / size).reshape(p.shape).to(p) if some else None
+        # in the parameter's own layout, channels last where it is: fused optimisers read both in the order of memory
+        p.grad = torch.empty_like(p).copy_((total / size).reshape(p.shape)) if some else None
     return Heard(told[0], faults, name, apart)
 
 

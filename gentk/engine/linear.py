@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gentk.engine import rng
+from gentk.engine import dist, rng
 from gentk.engine.draw import Watch, batches, labels, starts
 from gentk.losses.bridge import Moments, trapezoid
 from gentk.processes.grids import build
@@ -99,7 +99,8 @@ class LinearSampler:
 
     def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
         """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
-        return torch.cat([self.part(start, count, seed) for start, count in batches(0, n, batch)])
+        parts = dist.current().spread(batches(0, n, batch), lambda part: self.part(*part, seed))
+        return torch.cat(parts)
 
     def part(self, first: int, n: int, seed: int, trace: Callable[[Tensor, Tensor], None] | None = None) -> Tensor:
         """Samples `first` to `first + n` of `seed`, in one batch."""

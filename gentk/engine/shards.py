@@ -35,6 +35,8 @@ def part(nets: Iterable[nn.Module], group: Group, where: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     for net in nets:
         if all(p.dim() for p in net.parameters()) and sum(p.numel() for p in net.parameters()) >= group.size:
+            for p in net.parameters():  # FSDP2 takes no other layout
+                p.data = p.data.contiguous()
             fully_shard(net, mesh=mesh)
             assert isinstance(net, FSDPModule)
             net.set_reshard_after_backward(False)

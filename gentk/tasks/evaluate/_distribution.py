@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from gentk.engine import pictures, precision
+from gentk.engine import dist, pictures, precision
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
 from gentk.errors import RecipeError
@@ -113,12 +113,14 @@ def execute(job: Job) -> Outcome:
         files[recipe.reference.name] = _file_of(recipe)
     elif reference is not None and (folder := folder_of(recipe)) is not None:
         files[recipe.reference.name] = folder
-    return record(job, files, lambda run: _measure(run, space, source, reference))
+    return record(job, files, lambda run: _measure(run, space, source, reference), shared=True)
 
 
-def _measure(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> Finding:
+def _measure(run: Run, space: Space, source: Source, reference: Source | Statistics | None) -> Finding | None:
     recipe, config = run.job.recipe, run.job.recipe.method
     features = _features(run, space, source, reference)
+    if not dist.current().first:
+        return None
     real = reference if isinstance(reference, Statistics) else features.get("reference")
     n_reference, each = None if reference is None else reference.n, source.n // config.draws
     counts = f"N = {each}" + ("" if reference is None else f" against {n_reference or '?'}")

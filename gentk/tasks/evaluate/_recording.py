@@ -17,7 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from gentk.engine import inputs, pictures, report
+from gentk.engine import inputs, pictures, ranks
 from gentk.engine.log import json_text
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
@@ -58,23 +58,27 @@ class Finding:
     pictures: dict[str, Image] = field(default_factory=dict)
 
 
-def record(job: Job, files: Mapping[str, Path], measure: Callable[[Run], Finding]) -> Outcome:
+def record(
+    job: Job, files: Mapping[str, Path], measure: Callable[[Run], Finding | None], *, shared: bool = False
+) -> Outcome:
     """Measures in the job's run folder and writes what was found; a run that was done already answers as it did.
 
     `files` are those that the figures depend on: a run that was made from others is done again. The measurement may be
-    interrupted anywhere: what it wants to keep for the next time it writes itself.
+    interrupted anywhere: what it wants to keep for the next time it writes itself. Of several processes rank 0 measures
+    alone; with `shared` all do, and those that have nothing to say answer None.
     """
     made_from = inputs.digests(files)
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True
-                _write(run, measure(run))
+                found = measure(run) if shared else ranks.by_first(lambda: measure(run))
+                if found is not None:
+                    _write(run, found)
     if run.done is None:
-        report.attempt(run.folder)
-    outcome = run.outcome()
-    answer = (run.folder / _ANSWER).read_text("utf-8").rstrip()
+        ranks.reported(run)
+    outcome, answer = run.outcome(), ranks.said(run, _ANSWER)
     return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
 
 

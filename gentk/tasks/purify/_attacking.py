@@ -15,6 +15,7 @@ from torch import Tensor
 from gentk.attacks import stored, suite
 from gentk.attacks.suite import Plan
 from gentk.attacks.victim import Victim
+from gentk.engine import dist, ranks
 from gentk.engine.run import Run
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.recipe import extras
@@ -87,16 +88,23 @@ def made(
     if before is not None:
         told(len(bench))
         return _back(name, before)
-    found: list[stored.Stored] = []
-    for start in range(0, len(bench), batch):
-        rows = slice(start, start + batch)
-        path = folder / "parts" / f"{_slug(name)}-{start:08d}.safetensors"
-        part = _kept(path, stamp)
+    paths = {s: folder / "parts" / f"{_slug(name)}-{s:08d}.safetensors" for s in range(0, len(bench), batch)}
+    for start in ranks.own(list(paths)):
+        part = _kept(paths[start], stamp)
         if part is None:
+            rows = slice(start, start + batch)
             part = _attacked(name, bench, rows, settings, broken, {"stamp": stamp, "name": name})
-            stored.save(path, part)
-        found.append(part)
-        told(len(part.ids))
+            stored.save(paths[start], part)
+        told(len(part.ids) * dist.current().size)
+    dist.current().wait()
+    if dist.current().first:
+        _join(run, whole, settings, [ranks.gathered(path, _kept(path, stamp)) for path in paths.values()])
+    dist.current().wait()
+    return _back(name, ranks.gathered(whole, _kept(whole, stamp)))
+
+
+def _join(run: Run, whole: Path, settings: Plan, found: list[stored.Stored]) -> None:
+    """One file of all batches in place of theirs."""
     x, clean, ids, y = (torch.cat([getattr(p, key) for p in found]) for key in ("x", "clean", "ids", "y"))
     joined = stored.Stored(
         x,
@@ -107,8 +115,7 @@ def made(
         _joined([part.facts for part in found]),
     )
     stored.save(whole, joined)
-    shutil.rmtree(folder / "parts", ignore_errors=True)
-    return _back(name, joined)
+    shutil.rmtree(run.folder / "parts", ignore_errors=True)
 
 
 def _settings(recipe: Any, victim: Victim, name: str) -> Plan:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gentk.attacks.ball import Ball
 from gentk.attacks.pgd import predictions
 from gentk.attacks.suite import attack
-from gentk.engine import inputs, pictures, precision, report
+from gentk.engine import dist, inputs, pictures, precision, ranks
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
@@ -85,16 +85,15 @@ def execute(job: Job) -> Outcome:
         )
     made_from = files(recipe) | ({} if recipe.stored is None else {str(p): p for p in located(recipe.stored)})
     digests = inputs.digests(made_from)
-    with Run(inputs.renewed(job, digests)) as run:
+    with ranks.opened(inputs.renewed(job, digests)) as run:
         if run.done is None:
             run.update(inputs=digests)
             with listening() as stop:
                 stop.anywhere = True  # every batch that is done is on disk
                 _work(run, where)
     if run.done is None:
-        report.attempt(run.folder)
-    outcome = run.outcome()
-    answer = (run.folder / "answer.txt").read_text("utf-8").rstrip()
+        ranks.reported(run)
+    outcome, answer = run.outcome(), ranks.said(run, "answer.txt")
     return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
 
 
@@ -130,7 +129,8 @@ def _work(run: Run, where: torch.device) -> None:
                 found.bare["blind"] = _bare(recipe, bench, each.x.to(where))
             run.log.text(f"{each.name}: {_showing.percent(float(row.scores[_RULE].mean()))} in {each.seconds:.0f} s")
     _sweep(run, bench, found, where)
-    _write(run, bench, found)
+    if dist.current().first:
+        _write(run, bench, found)
 
 
 def _broken(bench: Bench, found: Findings) -> Broken:
@@ -146,7 +146,13 @@ def _broken(bench: Bench, found: Findings) -> Broken:
 def _answered(recipe: Any, bench: Bench, name: str, x: Tensor, by: Made | None) -> Answered:
     """The defence's answers on draws that no attack has seen."""
     scoring, chunk = recipe.scoring, recipe.attack.chunk
-    answers = predictions(bench.victim, x, bench.ids, seed=seeds(recipe).scoring, draws=scoring.draws, chunk=chunk)
+    each = -(-len(x) // dist.current().size)  # images for each of the processes
+
+    def answered(rows: Tensor) -> Tensor:
+        own = x[rows.to(x.device)], bench.ids[rows]
+        return predictions(bench.victim, *own, seed=seeds(recipe).scoring, draws=scoring.draws, chunk=chunk)
+
+    answers = torch.cat(dist.current().spread(torch.split(torch.arange(len(x)), each), answered))
     y, known = bench.y.cpu(), None
     if by is not None and by.knowledge == "frozen":
         told = predictions(bench.victim, x, bench.ids, seed=seeds(recipe).attack, draws=1, chunk=chunk)
@@ -173,16 +179,19 @@ def _sweep(run: Run, bench: Bench, found: Findings, where: torch.device) -> None
     if not cells:
         return
     done = Cells(run)
+    dist.current().wait()  # what one finds on disk all do, before another is put there
     with Progress(len(cells), len(few), label=f"curves, {name}", quiet=run.job.quiet) as progress:
         for i, (key, value) in enumerate(cells, start=1):
             shares = done.get(key, value)
             if shares is None:
                 shares = _cell(recipe, few, name, key, value, where)
-                done.put(key, value, shares)
+                if dist.current().first:
+                    done.put(key, value, shares)
             for curve, share in shares.items():
                 found.curves.setdefault(curve, []).append((value, wilson(share * len(few), len(few), level=level)))
             progress.update(i)
-    done.clear()
+    if dist.current().first:
+        done.clear()
 
 
 def _cell(recipe: Any, few: Bench, name: str, key: str, value: float, where: torch.device) -> dict[str, float]:

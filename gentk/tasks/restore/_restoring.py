@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gentk import operators
 from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision, report, rng
+from gentk.engine import dist, inputs, pictures, precision, ranks, rng
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
@@ -137,19 +137,18 @@ def execute(job: Job) -> Outcome:
     if recipe.input is not None and Path(recipe.input).expanduser().is_dir():
         files[recipe.input] = Path(recipe.input).expanduser()
     digests = inputs.digests(files)
-    run = Run(inputs.renewed(job, digests))
+    run: Run | None = None
     try:
-        with run:
+        with ranks.opened(inputs.renewed(job, digests)) as run:
             if run.done is None:
                 run.update(inputs=digests)
                 with listening() as stop:
                     stop.anywhere = True  # every image that is done is on disk
                     _work(run, where)
     finally:
-        if run.info:
-            report.attempt(run.folder)
-    outcome = run.outcome()
-    answer = (run.folder / "answer.txt").read_text("utf-8").rstrip()
+        if run is not None and run.info:
+            ranks.reported(run)
+    outcome, answer = run.outcome(), ranks.said(run, "answer.txt")
     return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=answer)
 
 
@@ -164,6 +163,9 @@ def _work(run: Run, where: torch.device) -> None:
     made = json.dumps([run.info["digest"], run.info["inputs"][recipe.model]])
     rows = max(1, recipe.batch // recipe.draws)
     done: list[dict[str, Tensor]] = []
+    _made_by_all(plan, found, parts, made, rows, where, recipe)
+    if not dist.current().first:
+        return
     with Progress(len(found.items), 1, label="images", quiet=run.job.quiet) as progress:
         for start in range(0, len(found.items), rows):
             some = found.items[start : start + rows]
@@ -181,6 +183,21 @@ def _work(run: Run, where: torch.device) -> None:
     if found.skipped:
         raise _measured.fault(found.skipped)  # the parts stay: when the pictures are mended, only these are left to do
     shutil.rmtree(parts)
+
+
+def _made_by_all(
+    plan: Plan, found: Measured, parts: Path, made: str, rows: int, where: torch.device, recipe: Any
+) -> None:
+    """Of several processes: each restores its share of the batches into `parts`, and waits for the others."""
+    group = dist.current()
+    if group.size == 1:
+        return
+    for start in ranks.own(range(0, len(found.items), rows)):
+        some = found.items[start : start + rows]
+        todo = [e for e in some if _kept(parts / f"{e.key}.safetensors", f"{made} {e.digest}") is None]
+        for item, part in zip(todo, _restored(plan, recipe, todo, where) if todo else (), strict=True):
+            _replace(parts / f"{item.key}.safetensors", to_bytes(part, {"made": f"{made} {item.digest}"}))
+    group.wait()
 
 
 def _restored(plan: Plan, recipe: Any, items: list[Item], where: torch.device) -> list[dict[str, Tensor]]:

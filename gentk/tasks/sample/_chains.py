@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gentk import targets
-from gentk.engine import inputs, pictures, precision, rng
+from gentk.engine import inputs, pictures, precision, ranks, rng
 from gentk.engine.generative import picture
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
@@ -91,12 +91,12 @@ def execute(job: Job) -> Outcome:
             "planned", answer=f"{config.chains} chains of {total} transitions on {recipe.model}, in {job.out}"
         )
     made_from = inputs.digests(law.files)
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # nothing is kept before the end: it can be done again
-                _work(run, law, draws, where)
+                ranks.by_first(lambda: _work(run, law, draws, where))
     return run.outcome()
 
 

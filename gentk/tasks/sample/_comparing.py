@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from gentk import data
-from gentk.engine import inputs, precision
+from gentk.engine import inputs, precision, ranks
 from gentk.engine.draw import batches
 from gentk.engine.generative import rounded
 from gentk.engine.log import json_text
@@ -67,14 +67,14 @@ def execute(job: Job) -> Outcome:
         cells = len(sections) * len(recipe.method.nfe)
         return Outcome("planned", answer=f"{cells} cells of {recipe.n} samples, in {job.out}")
     made_from = inputs.digests({recipe.model: model_path(recipe.model)})
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # every cell that is done is on disk
-                _work(run, sections, where)
+                ranks.by_first(lambda: _work(run, sections, where))
     outcome = run.outcome()
-    table = (run.folder / "table.md").read_text("utf-8").rstrip()
+    table = ranks.said(run, "table.md")
     return Outcome(outcome.status, outcome.metrics, outcome.run, outcome.seconds, answer=table)
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gentk.engine import inputs, linear, pictures, precision
+from gentk.engine import dist, inputs, linear, pictures, precision, ranks
 from gentk.engine.draw import batches, draw, labels
 from gentk.engine.paths import followed, paths_picture, straightness
 from gentk.engine.progress import Progress
@@ -194,7 +194,7 @@ def execute(job: Job) -> Outcome:
             "planned", answer=f"{recipe.n} samples of shape {plan.model.shape}, {plan.nfe} NFE each, in {job.out}"
         )
     made_from = inputs.digests({recipe.model: model_path(recipe.model)})
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
@@ -207,12 +207,13 @@ def _work(run: Run, where: torch.device) -> None:
     recipe = run.job.recipe
     plan = prepare(recipe, where)
     parts = run.folder / "parts"
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(exist_ok=True)  # by whichever process comes first
     # A part counts only for the recipe and the model that made it: a failed run's folder may be taken over by another.
     stamp = {"made": json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)}
-    drawn, seconds, done = [], 0.0, 0
+    every = batches(recipe.first, recipe.n, recipe.batch)
+    held: dict[int, dict[str, Tensor]] = {}
     with Progress(recipe.n, 1, quiet=run.job.quiet) as progress:
-        for first, count in batches(recipe.first, recipe.n, recipe.batch):
+        for k, (first, count) in enumerate(ranks.own(every), start=1):
             path = parts / f"{first:08d}.safetensors"
             part = kept(path, stamp)
             if part is None:
@@ -221,11 +222,17 @@ def _work(run: Run, where: torch.device) -> None:
                 took = time.perf_counter() - begun
                 part = {"samples": x, "seconds": torch.tensor(took, dtype=torch.float64)}
                 replace_tensors(path, part, stamp)
-            drawn.append(part["samples"])
-            seconds += float(part["seconds"])
-            done += count
-            progress.update(done, {})
-    samples = torch.cat(drawn)
+            held[first] = part
+            progress.update(min(recipe.n, k * recipe.batch * dist.current().size), {})
+    dist.current().wait()
+    if not dist.current().first:
+        return
+    for first, _ in every:
+        path = parts / f"{first:08d}.safetensors"
+        if first not in held:
+            held[first] = ranks.gathered(path, kept(path, stamp))
+    samples = torch.cat([held[first]["samples"] for first, _ in every])
+    seconds = sum(float(held[first]["seconds"]) for first, _ in every)
     levels = ratio(plan.process, plan.grid).tolist()
     write(run, samples, labels(recipe.first, recipe.n, plan.cycle), {"nfe": plan.nfe, "noise_levels": levels})
     figures = {"n": recipe.n, "nfe": plan.nfe, "ms_per_sample": 1000 * seconds / recipe.n}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gentk import data
 from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision, rng
+from gentk.engine import inputs, pictures, precision, ranks, rng
 from gentk.engine.draw import batches, starts
 from gentk.engine.energetic import ladder, mode, tweedie
 from gentk.engine.progress import Progress
@@ -43,15 +43,15 @@ def execute(job: Job) -> Outcome:
     if job.dry_run:
         return Outcome("planned", answer=f"{plan}, in {job.out}")
     made_from = inputs.digests({recipe.model: model_path(recipe.model)})
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from, model=recipe.model)
             with listening() as stop:
                 stop.anywhere = True  # nothing is kept before the end: it can be done again
                 if config.name == "denoise":
-                    _denoise(run, model, clean, where)
+                    ranks.by_first(lambda: _denoise(run, model, clean, where))
                 else:
-                    _draw(run, model, where)
+                    ranks.by_first(lambda: _draw(run, model, where))
     return run.outcome()
 
 

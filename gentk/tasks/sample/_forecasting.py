@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gentk.data import series
-from gentk.engine import inputs, pictures, precision, rng
+from gentk.engine import inputs, pictures, precision, ranks, rng
 from gentk.engine.forecasting import Scale, fan, forecast
 from gentk.engine.log import json_text
 from gentk.engine.run import Job, Outcome, Run
@@ -35,12 +35,12 @@ def execute(job: Job) -> Outcome:
     if job.dry_run:
         return Outcome("planned", answer=f"{recipe.n} paths of {section.horizon} rows after {path}, in {job.out}")
     made_from = inputs.digests({recipe.model: model_path(recipe.model), name: path})
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # nothing is half done
-                _work(run, model, section, path)
+                ranks.by_first(lambda: _work(run, model, section, path))
     return run.outcome()
 
 

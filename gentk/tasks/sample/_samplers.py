@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gentk import targets
-from gentk.engine import inputs, precision, rng
+from gentk.engine import inputs, precision, ranks, rng
 from gentk.engine.draw import batches
 from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
@@ -44,12 +44,12 @@ def execute(job: Job) -> Outcome:
         then = f", then {recipe.method.transitions} transitions of {correct}" if correct != "none" else ""
         return Outcome("planned", answer=f"{recipe.n} draws of shape {model.shape} by one call{then}, in {job.out}")
     made_from = inputs.digests({recipe.model: model_path(recipe.model)})
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # it can be done again
-                _work(run, model, correct, where)
+                ranks.by_first(lambda: _work(run, model, correct, where))
     return run.outcome()
 
 
