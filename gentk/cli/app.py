@@ -14,6 +14,7 @@ from gentk.cli import (
     aligning,
     commands,
     console,
+    distilling,
     doctor,
     measuring,
     models,
@@ -30,6 +31,7 @@ from gentk.recipe import registry
 # Options that one task alone has, and what turns them into the method and keys of its recipe.
 _OWN: dict[str, Any] = {
     "align": (aligning.OPTIONS, aligning.understood),
+    "distill": (distilling.OPTIONS, distilling.understood),
     "sample": (sampling.OPTIONS, sampling.understood),
     "evaluate": (measuring.OPTIONS, measuring.understood),
     "purify": (purifying.OPTIONS, purifying.understood),

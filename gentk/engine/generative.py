@@ -19,6 +19,7 @@ from gentk.errors import RecipeError
 from gentk.metrics.features import Extractor, extractor
 from gentk.metrics.frechet import Moments, frechet
 from gentk.metrics.quality import all_of, moments, quality
+from gentk.nets.text.prompts import Prompts
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.grids import build, to_times
 from gentk.recipe.schema import KarrasGrid, Measure, TimeGrid
@@ -31,7 +32,7 @@ class Sampler:
 
     denoiser: Denoiser
     shape: tuple[int, ...]
-    cycle: tuple[int, ...]
+    cycle: tuple[int, ...] | Prompts
     where: torch.device
     steps: int = 18
     sigma_init: float | None = None
@@ -43,7 +44,7 @@ class Sampler:
         cls,
         denoiser: Denoiser,
         shape: tuple[int, ...],
-        cycle: tuple[int, ...],
+        cycle: tuple[int, ...] | Prompts,
         where: torch.device,
         measure: Measure | None,
     ) -> Sampler:

@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from gentk.engine import rng
-from gentk.engine.draw import labels
-from gentk.engine.generative import Sampler, picture
+from gentk.engine.draw import conditions
+from gentk.engine.generative import Sampler
 from gentk.engine.method import Export, Metrics
 from gentk.errors import RecipeError
 from gentk.losses import matching
@@ -204,19 +203,21 @@ class Core:
         return weight(name, seen.s, x0, seen.d_teacher, sigma_data=self.teacher.sigma_data)
 
     @torch.no_grad()  # only looked at
-    def fields(self, student: Sampler, seed: int) -> Image:
-        """What teacher and fake score say of the same noised samples of the student: alike when it is done."""
-        n = 36 if len(self.shape) == 3 else 2000
+    def fields(self, student: Sampler, seed: int, n: int) -> dict[str, Tensor]:
+        """What teacher and fake score say of the same n noised samples of the student: alike when it is done.
+
+        By name, (n, ...) on the CPU: the samples, the noised ones as the scores see them, and the two answers.
+        """
         t = self.process.t_of(torch.tensor(_SEEN, dtype=torch.float64)).clamp(self.process.t_min, self.process.t_max)
         x0 = student(n, seed).to(self.where)
         x_t = diffuse(self.process, x0, t, rng.noise(seed, 0, n, self.shape, purpose="fields").to(self.where))
-        cond = labels(0, n, student.cycle)
+        cond = conditions(0, n, student.cycle)
         cond = None if cond is None else cond.to(self.where)
         answers = {
             name: net.eval()(x_t, t, cond) for name, net in (("teacher", self.teacher), ("fake", self.nets["fake"]))
         }
         seen = {"student": x0, "noised": x_t / (1 + _SEEN) / float(self.process.alpha(t)), **answers}
-        return picture({name: each.float().cpu() for name, each in seen.items()})
+        return {name: each.float().cpu() for name, each in seen.items()}
 
 
 def copies(net: Denoiser, *, dropout: float = 0.0) -> Denoiser:

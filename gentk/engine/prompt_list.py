@@ -24,7 +24,8 @@ class PromptList:
     @classmethod
     def of(cls, texts: Sequence[str], prompter: Prompter, where: torch.device) -> PromptList:
         """Embeds `texts` with the encoders on device `where`, and frees them."""
-        found = prompter.encode(list(texts), where), prompter.null(where)
+        home = torch.device("cpu") if where.type == "meta" else where  # embeddings are numbers, also for a plan
+        found = prompter.encode(list(texts), home), prompter.null(home)
         prompter.release()
         return cls(tuple(texts), *(each.to("cpu") for each in found))
 

@@ -89,7 +89,7 @@ def load(ref: str, *, where: torch.device, section: Latent | None = None, offlin
     shape = _shape(ref, config, vae, section.size)
     width = int(config.get("joint_attention_dim") or 0)
     prompter = Prompter(place, family, dtype=dtype, width=width, t5=section.t5, cache=section.cache)
-    net.set_null(prompter.null(where))
+    net.set_null(prompter.null("cpu" if where.type == "meta" else where))  # moved with the network
     process = schedules.build(meaning.process)
     denoiser = Denoiser(net, process, predicts, SIGMA_DATA, inputs).to(where)
     row = pipelines.known(source)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from gentk.recipe.lora import Lora
+from gentk.recipe.prompts import Latent, PromptSource
 from gentk.recipe.schema import (
     Data,
     Ema,
@@ -30,7 +31,8 @@ SUBJECT = "teacher"
 class Guidance(Section):
     """Classifier-free guidance inside the distillation (SiD-LSG, arXiv:2406.01561); scale 1 is none.
 
-    For class-conditional teachers that learned with label dropout. The generator itself is called once, with its label.
+    For teachers with prompts, and with classes where they learned with label dropout. The generator itself is called
+    once, with its label or prompt.
     """
 
     teacher: NonNegativeFloat = Field(1.0, description="scale of the teacher in the generator update")
@@ -39,7 +41,9 @@ class Guidance(Section):
     )
     fake_eval: NonNegativeFloat = Field(1.0, description="scale of the fake score in the generator update")
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of labels hidden from the fake score while it learns: what fake_eval needs by itself"
+        0.0,
+        description="share of labels or prompts hidden from the fake score while it learns: what fake_eval needs by "
+        "itself",
     )
 
 
@@ -84,8 +88,12 @@ class Recipe(Head, Generic[M]):
     """A `distill` recipe."""
 
     task: Literal["distill"]
-    teacher: str = Field(description="model name, run folder or safetensors file of the diffusion or flow model")
+    teacher: str = Field(
+        description="the diffusion or flow model: name, run folder, safetensors file, or folder or hub id of a pipeline"
+    )
     method: M = Field(description="the method and its settings")
+    prompts: PromptSource | None = Field(None, description="what a text-to-image teacher is asked for")
+    latent: Latent = Field(Latent(), description="how a text-to-image teacher is run")
     lora: Lora | None = Field(
         None, description="generator and fake score as adapters on the teacher's own weights; null: as full copies"
     )

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from gentk import data
 from gentk.engine import rng
 from gentk.engine.generative import Judge, Sampler, picture
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
-from gentk.engine.one_step import Core, Labels, Objective, export, gaps, label_dropout, learner, start
+from gentk.engine.one_step import Core, Objective, export, gaps, learner, start
 from gentk.engine.precision import saving
 from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.models import Model, fast_layout, load
+from gentk.processes.models import load
 from gentk.tasks.distill import Guidance
-
-_SHOWN = 100  # samples in a picture
+from gentk.tasks.distill._teachers import Guided, taught
 
 
 class OneStep:
@@ -34,15 +34,12 @@ class OneStep:
     ) -> None:
         self.recipe, self.config, self.where = recipe, recipe.method, where
         self.objective, self.through_denoisers = objective, through_denoisers
-        self.model = load(recipe.teacher, kinds=("denoiser",), where=where)
-        fast_layout(self.model.net)
-        assert isinstance(self.model.net, Denoiser)
-        self.teacher: Denoiser = self.model.net
+        self.taught = taught(recipe, where, load)
+        self.model = self.taught.model
+        self.teacher = self.taught.denoiser
         self.process = self.teacher.process
-        self.cycle = tuple(range(self.model.classes))
         self.t_init = start(self.config.sigma_init, self.process)
         self.guidance: Guidance = self.config.guidance
-        _check(self.guidance, self.model)
         if recipe.train.checkpointing:  # before the copies: gradients pass through the teacher too
             saving({"teacher": self.teacher})
         # both start from the teacher's weights: the paper's initialisation
@@ -52,7 +49,7 @@ class OneStep:
             )
             for name in ("fake", "generator")
         }
-        self.core = Core(self.teacher, self.nets, self.model.shape, Labels(self.model.classes), self.t_init, where)
+        self.core = Core(self.teacher, self.nets, self.model.shape, self.taught.conditions, self.t_init, where)
         self.ema = ("generator",)  # the fake score is a tool: its average would only lag behind the generator
         self.optim = {"generator": recipe.optim.generator, "fake": recipe.optim.fake}
         self._made: list[tuple[Tensor, Any]] = []  # samples of this step's generator update, by micro-batch
@@ -117,27 +114,36 @@ class OneStep:
         return loss, gaps(seen.s, (seen.d_teacher - seen.d_fake).detach())
 
     def _samplers(self, averaged: Mapping[str, nn.Module]) -> tuple[Sampler, Sampler]:
-        teacher = Sampler.many(self.teacher, self.model.shape, self.cycle, self.where, self.recipe.measure)
+        shape, cycle = self.model.shape, self.taught.cycle
+        # prompts are answered by a guided teacher alone, classes by a plain one as well
+        shown: Any = self.teacher if self.taught.decode is None else Guided(self.teacher, self.guidance.teacher)
+        teacher = Sampler.many(shown, shape, cycle, self.where, self.recipe.measure)
         student = averaged["generator"]
         assert isinstance(student, Denoiser)
-        return teacher, Sampler(student, self.model.shape, self.cycle, self.where, sigma_init=self.config.sigma_init)
+        return teacher, Sampler(student, shape, cycle, self.where, sigma_init=self.config.sigma_init)
 
     def preview(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Teacher and student from the same noise, side by side, and the student's figures."""
         teacher, student = self._samplers(averaged)
-        n, seed = (_SHOWN if len(self.model.shape) == 3 else 2000), self.recipe.seed
+        n, seed = self.taught.shown, self.recipe.seed
         if self._teacher_shown is None:
-            self._teacher_shown = teacher(n, seed)
+            self._teacher_shown = self.taught.seen(teacher(n, seed), self.where)
         names = (f"teacher, {teacher.nfe} NFE", f"student, {student.nfe} NFE")
-        shown = picture(dict(zip(names, (self._teacher_shown, student(n, seed)), strict=True)))
+        made = self.taught.seen(student(n, seed), self.where)
+        shown = picture(dict(zip(names, (self._teacher_shown, made), strict=True)))
         figures: dict[str, float] = {}
         if self.judge is not None:
             # the average lags behind the weights that learn: both, so that a run that turns bad is seen early
             raw = self._samplers({"generator": self.nets["generator"].eval()})[1]
             figures = self.judge.glance(student, seed)
             figures |= {f"{name}_raw": value for name, value in self.judge.glance(raw, seed).items()}
-        pictures = {"teacher-student": shown, "teacher-fake": self.core.fields(student, seed)}
+        pictures = {"teacher-student": shown, "teacher-fake": self._fields(student)}
         return Result(figures, pictures, {"generator": self._export(student)})
+
+    def _fields(self, student: Sampler) -> Image:
+        n = 36 if self.taught.decode is None and len(self.model.shape) == 3 else self.taught.shown
+        seen = self.core.fields(student, self.recipe.seed, n)
+        return picture({name: self.taught.seen(x, self.where) for name, x in seen.items()})
 
     def finish(self, averaged: Mapping[str, nn.Module]) -> Result:
         """Figures of teacher and student from the same noise, and the generator."""
@@ -152,24 +158,3 @@ class OneStep:
 
     def _export(self, student: Sampler) -> Export:
         return export(student.denoiser, self.model, self.config.sigma_init, self.recipe.teacher)
-
-
-def _check(guidance: Guidance, model: Model) -> None:
-    """Raises RecipeError where guidance has nothing to work with: no classes, or a call without label never learned."""
-    if guidance == Guidance():
-        return
-    if not model.classes:
-        raise RecipeError(
-            f"method.guidance: `{model.name}` is unconditional, there is nothing to guide towards",
-            hint="leave guidance out",
-        )
-    if not label_dropout(model.header):
-        raise RecipeError(
-            f"method.guidance: `{model.name}` did not learn with label dropout, it knows no call without a label",
-            hint="train the teacher with method.label_dropout above 0",
-        )
-    if guidance.fake_eval != 1 and guidance.fake_train == 1 and not guidance.label_dropout:
-        raise RecipeError(
-            "method.guidance.fake_eval: the fake score never learns its call without a label",
-            hint="set guidance.label_dropout above 0, or fake_train as well",
-        )

@@ -1,0 +1,152 @@
+"""What is distilled: a model of pixels or points, with or without classes, or one of latents with prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentk.engine.one_step import Conditions, Labels, label_dropout
+from gentk.engine.prompt_list import PromptList
+from gentk.errors import RecipeError
+from gentk.nets.text.prompts import Prompts
+from gentk.processes import latent
+from gentk.processes.denoiser import Denoiser
+from gentk.processes.guidance import guided
+from gentk.processes.models import Model, fast_layout
+from gentk.processes.process import Process
+from gentk.recipe import pipelines
+from gentk.recipe.prompts import read
+from gentk.tasks.distill import Guidance
+
+_SHOWN, _DECODED = 8, 4  # prompts in a picture, and latents decoded at a time
+
+Load = Callable[..., Model]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A teacher. `conditions` are what its samples are of, `cycle` those of shown ones in turn; `shown`: how many.
+
+    `decode` makes images of latents (n, C, h, w), None where samples are what they look like; `notes` are for the user.
+    """
+
+    model: Model
+    conditions: Conditions
+    cycle: tuple[int, ...] | Prompts
+    shown: int
+    decode: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The teacher itself."""
+        assert isinstance(self.model.net, Denoiser)
+        return self.model.net
+
+    def seen(self, x: Tensor, where: torch.device) -> Tensor:
+        """Samples as they are looked at, on the CPU: images of latents, a few at a time; others as they are."""
+        if self.decode is None:
+            return x
+        with torch.no_grad():
+            parts = [self.decode(part.to(where)).float().cpu() for part in torch.split(x, _DECODED)]
+        return torch.cat(parts).clamp(-1, 1)
+
+
+class Guided(nn.Module):
+    """A guided denoiser as one that can be drawn from."""
+
+    def __init__(self, of: Denoiser, scale: float) -> None:
+        super().__init__()
+        self.of, self.scale = of, scale
+
+    @property
+    def process(self) -> Process:
+        """The denoiser's process."""
+        return self.of.process
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """x0 (B, ...) of x (B, ...) at t."""
+        return guided(self.of, self.scale)(x, t, cond)
+
+
+def taught(recipe: Any, where: torch.device, load: Load) -> Taught:
+    """The recipe's teacher, `load`ed or, where it is a text-to-image model, by `processes.latent`.
+
+    Raises RecipeError where parts do not fit, MissingAsset where one is absent.
+    """
+    guidance: Guidance = recipe.method.guidance
+    if pipelines.is_text(recipe.teacher):
+        return _of_prompts(recipe, guidance, where)
+    if recipe.prompts is not None:
+        raise RecipeError(
+            f"prompts: `{recipe.teacher}` is no text-to-image model", hint=f"one of {', '.join(pipelines.BY_NAME)}"
+        )
+    model = load(recipe.teacher, kinds=("denoiser",), where=where)
+    fast_layout(model.net)
+    _check(guidance, model)
+    return Taught(
+        model,
+        Labels(model.classes),
+        tuple(range(model.classes)),
+        100 if len(model.shape) == 3 else 2000,
+    )
+
+
+def _of_prompts(recipe: Any, guidance: Guidance, where: torch.device) -> Taught:
+    if recipe.prompts is None:
+        raise RecipeError(
+            f"prompts: `{recipe.teacher}` is asked for something by prompts", hint="--prompts FILE, one in each line"
+        )
+    if recipe.measure is not None or recipe.reference is not None:
+        raise RecipeError(
+            "measure: there are no data to compare a text-to-image model with here",
+            hint="--set measure=null; `gentk evaluate` knows GenEval, CLIP, ImageReward, ... of what it draws",
+        )
+    texts = [record.text for record in read(recipe.prompts)]  # before gigabytes are read
+    loaded = latent.load(recipe.teacher, where=where, section=recipe.latent)
+    if loaded.sigma_init is not None:
+        raise RecipeError(
+            f"teacher: `{recipe.teacher}` is a one-step generator, here a model of many steps is needed",
+            hint=f"teachers are {', '.join(pipelines.BY_NAME)}, or folders of such pipelines",
+        )
+    _check_hidden(guidance)
+    prompts = PromptList.of(texts, loaded.prompter, where)
+    notes = tuple(
+        f"{count} prompts are longer than the {loaded.prompter.limits[encoder]} tokens that {encoder} reads: their "
+        "ends are not learned"
+        for encoder, count in loaded.prompter.cut.items()
+        if count
+    )
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return Taught(loaded.model, prompts, prompts.embedded[:_SHOWN], _SHOWN, loaded.codec.decode, notes)
+
+
+def _check(guidance: Guidance, model: Model) -> None:
+    """Raises RecipeError for guidance that this teacher cannot have."""
+    if guidance == Guidance():
+        return
+    if not model.classes:
+        raise RecipeError(
+            f"method.guidance: `{model.name}` is unconditional, there is nothing to guide towards",
+            hint="leave guidance out",
+        )
+    if not label_dropout(model.header):
+        raise RecipeError(
+            f"method.guidance: `{model.name}` did not learn with label dropout, it knows no call without a label",
+            hint="train the teacher with method.label_dropout above 0",
+        )
+    _check_hidden(guidance)
+
+
+def _check_hidden(guidance: Guidance) -> None:
+    if guidance.fake_eval != 1 and not guidance.label_dropout and guidance.fake_train == 1:
+        raise RecipeError(
+            "method.guidance.fake_eval: the fake score never learns its call without a label",
+            hint="set guidance.label_dropout above 0, or fake_train as well",
+        )
