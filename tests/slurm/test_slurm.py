@@ -18,7 +18,7 @@ from tests.slurm import cluster as slurm
 from tests.slurm.cluster import Cluster, until
 
 ROOT = Path(__file__).parents[2]
-RECIPE = DENOISER.replace("steps: 12", "steps: 2000").replace("checkpoint_every: 4", "checkpoint_every: 100000")
+RECIPE = DENOISER.replace("steps: 12", "steps: 1200").replace("checkpoint_every: 4", "checkpoint_every: 100000")
 SEEDS = 3
 
 
@@ -100,7 +100,7 @@ def test_told_to_stop_it_queues_itself_again_and_finishes(cluster: Cluster, home
     until(lambda: cluster.job(job)["Restarts"] == "1")
     step = info(run)["step"]
     assert isinstance(step, int)
-    assert 0 < step < 2000
+    assert 0 < step < 1200
     log = finished(cluster, job, run, direct / "seed=0", restarts=1)
     assert "stopped by SIGUSR1" in log
     assert "is queued again" in log
@@ -140,7 +140,7 @@ def test_an_array_of_three_seeds(cluster: Cluster, home: Path, direct: Path) -> 
 
 def test_two_processes_by_torchrun_are_stopped_together_and_go_on(cluster: Cluster, home: Path) -> None:
     """torchrun ignores USR1, both processes hear it, and its exit code 1 is understood; the same without Slurm."""
-    sets = ("--set", "train.steps=1000")
+    sets = ("--set", "train.steps=600")
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gentk", "train"]
     done = subprocess.run(
         [sys.executable, *words, "--recipe", "r.yaml", *sets, "--out", "two", "--quiet"],
