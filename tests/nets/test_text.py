@@ -13,7 +13,7 @@ from torch import nn
 
 from gentk.errors import GentkError, MissingAsset, RecipeError, RunFailed
 from gentk.nets import text
-from gentk.nets.text import codec, encoders
+from gentk.nets.text import codec, encoders, pixart
 from gentk.nets.text.encoders import Prompter
 from gentk.nets.text.prompts import Null, Prompts
 from gentk.processes import latent
@@ -257,3 +257,28 @@ def test_networks_of_the_published_size(name: str) -> None:
     with torch.device("meta"):
         net = text.build(family, config)  # type: ignore[arg-type]
     assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_the_large_pixart_is_told_the_size_of_the_image() -> None:
+    """PixArt for 1024 pixels takes height and width in pixels and their ratio; its pipeline gives them as here."""
+    diffusers, _ = tiny_pipelines.packages()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        core = diffusers.PixArtTransformer2DModel(
+            sample_size=128, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3,
+            caption_channels=4, in_channels=4, out_channels=8, cross_attention_dim=24, attention_bias=True,
+            activation_fn="gelu-approximate", norm_type="ada_norm_single", norm_elementwise_affine=False,
+        ).eval()  # fmt: skip
+        tiny_pipelines._wake(core)
+    net, p = pixart.Net(core), batch(2)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([3.0, 700.0])
+
+    def told(side: float) -> torch.Tensor:
+        sizes = {"resolution": torch.full((2, 2), side), "aspect_ratio": torch.ones(2, 1)}
+        return core(
+            x, p.embeds, timestep=t, encoder_attention_mask=p.mask, added_cond_kwargs=sizes
+        ).sample[:, :4]  # fmt: skip
+
+    with torch.no_grad():
+        assert torch.equal(net(x, t, p), told(64.0))
+        assert float((net(x, t, p) - told(8.0)).abs().max()) > 1e-3  # latents for pixels
