@@ -245,7 +245,7 @@ def digits(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
         for label, sets in {"vsdm": [], "dsm": PLAIN, "edm-digits": None}.items():
             if only and only != label:
                 continue
-            model = "edm-digits" if sets is None else str(trained(out, "digits", label, sets, seed)[0])
+            model = "edm-digits" if sets is None else str(trained(out, "digits", label, [*STEPS, *sets], seed)[0])
             for solver in ("dpmpp-2m",):  # the reverse SDE needs more evaluations than these
                 for nfe in (10, 20, 50):
                     key = {"model": label, "seed": seed, "solver": solver, "nfe": nfe}
