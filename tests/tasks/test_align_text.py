@@ -5,6 +5,7 @@ The pipelines are random and tiny, and are made here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from gentk.cli.app import app
 from gentk.engine import rng
 from gentk.engine.method import Batch
 from gentk.errors import RecipeError, RunFailed
@@ -23,7 +26,7 @@ from gentk.processes import latent
 from gentk.rewards import image_reward
 from gentk.tasks.align import _rewards
 from gentk.tasks.align._aligning import Aligning
-from gentk.tasks.align._subjects import Said
+from gentk.tasks.align._subjects import Said, Sayings
 from tests.nets import tiny_pipelines
 from tests.rewards.test_image_reward import WORDS, published
 from tests.tasks.align_toys import build, recipe
@@ -109,6 +112,40 @@ def test_training_asks_for_no_held_out_prompt(place: str) -> None:
     assert {"reward", "reward_held_out", "spread"} <= set(seen)
 
 
+def test_of_many_prompts_the_last_tenth_is_held_out(place: str) -> None:
+    texts = tuple(f"{k} cats" for k in range(25))
+    method = made(place, {"watch": {"samples": 36}}, prompts={"text": texts}, held_out_prompts=None)
+    assert isinstance(method.given.learned, Sayings)
+    assert isinstance(method.given.watched, Sayings)
+    assert method.given.learned.of.texts == texts[:23]
+    assert method.given.watched.of.texts == (*texts[:16], *texts[23:])
+    assert method.given.held.tolist() == [False] * 16 + [True] * 2
+    repeated = tuple(f"{k % 12} cats" for k in range(25))
+    with pytest.raises(RecipeError, match="training asks for 2 of them"):
+        made(place, prompts={"text": repeated}, held_out_prompts=None)
+
+
+def test_by_the_command_line(place: str, tmp_path: Path) -> None:
+    """The recipe of Stable Diffusion is found for a folder of its kind; two steps of it, and its plan."""
+    (tmp_path / "prompts.txt").write_text("\n".join(f"{k} cats" for k in range(12)))
+    sets = (
+        "train.steps=2", "train.batch=2", "train.accumulate=1", "train.precision=fp32", "method.warmup=1",
+        "method.watch.samples=24", "method.rewards=[{name: brightness}]", "train.sample_every=2",
+    )  # fmt: skip
+    words = ["align", "dipp", "--generator", place, "--prompts", str(tmp_path / "prompts.txt")]
+    words += [word for each in sets for word in ("--set", each)]
+    plan = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert plan.exit_code == 0, plan.output
+    assert "name: dipp" in plan.stdout
+    assert "alpha_cfg: 1.5" in plan.stdout
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run"), "--json", "--quiet"])
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)["metrics"]
+    assert {"reward_before", "reward_after", "reward_held_out_after", "spread_ratio", "alpha_rew"} <= set(metrics)
+    assert (tmp_path / "run" / "samples" / "before-after.png").is_file()
+    assert latent.load(str(tmp_path / "run"), where=CPU).sigma_init == 2.5
+
+
 def test_the_reference_is_guided_and_the_assistant_is_not(place: str) -> None:
     """R7: at omega the reference answers D(c) + omega (D(c) - D(null)), with the pipeline's own null prompt."""
     method = made(place)
@@ -177,6 +214,7 @@ def test_adapters_begin_as_whole_copies(place: str) -> None:
         ({"measure": {"features": "identity"}}, "no data to compare a text-to-image model with"),
         ({"method": {"sigma_init": None}}, "is no one-step generator yet"),
         ({"method": {"held_out": (1,)}}, "held_out: is of classes"),
+        ({"method": {"watch": {"samples": 7}}}, "7 are too few for 4 classes or prompts"),
     ],
 )
 def test_what_does_not_fit_is_refused(place: str, own: dict[str, Any], words: str) -> None:
@@ -243,6 +281,6 @@ def test_r11_prompts_that_a_reward_cuts_are_counted(place: str, reward: Path) ->
     long = ("a b c d e f g h i j " * 4).strip()  # 40 words, 35 tokens with their marks are read
     rewards = ({"name": "image-reward", "weights": str(reward)},)
     method = made(place, method={"rewards": rewards}, prompts={"text": ("a cat", long)})
-    (note,) = method.watcher._notes()
+    (note,) = method.watcher.notes
     assert note == "1 prompts are longer than `image-reward` reads: their ends are not rewarded"
-    assert made(place, method={"rewards": rewards}, prompts={"text": ("a cat", "a dab")}).watcher._notes() == []
+    assert made(place, method={"rewards": rewards}, prompts={"text": ("a cat", "a dab")}).watcher.notes == []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gentk.engine import rng
 from gentk.engine.method import Batch
+from gentk.engine.precision import autocast
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.processes.models import load
 from gentk.tasks.align._aligning import Aligning
@@ -80,6 +81,21 @@ def test_r8_a_reward_that_turns_nan_stops_the_run_and_names_the_phase(points: di
     method = made(points, rewards=user("fragile"), optim=quick)
     with pytest.raises(GentkError, match=r"phase `generator`: the (loss|gradient) is not finite"):
         fit(tmp_path, method, steps=60)  # type: ignore[arg-type]
+
+
+def test_r8_rewards_keep_their_precision_under_bf16() -> None:
+    """The networks run under autocast, the reward and the decoder before it do not: its value is float32's to a bit."""
+    method = build(recipe({"name": "dipp", "rewards": (CLASS,), "alpha_rew": 1.0}, **DIGITS))
+    randomise(method.nets["fake"], 2, 0.1)
+    x0, cond = method.core.generate(16, rng.generator(0))
+    wide = method.pulls(x0, cond, rng.generator(0))
+    with autocast(CPU, "bf16"):
+        narrow = method.pulls(x0, cond, rng.generator(0))
+        rounded = method.rewards(method.images(x0), cond)[0].mean()
+    assert torch.equal(wide[0], narrow[0])
+    assert torch.equal(wide[2]["reward"], narrow[2]["reward"])
+    assert not torch.equal(wide[1], narrow[1]), "the control: the score networks are rounded"
+    assert not torch.equal(rounded, wide[2]["reward"])
 
 
 # --- R2, R4: sign and size --------------------------------------------------------------------------------------------

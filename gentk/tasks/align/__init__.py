@@ -145,7 +145,9 @@ class Recipe(Head, Generic[M]):
     teacher: str | None = Field(None, description="the reference diffusion; null: what the generator was made from")
     method: M = Field(description="the method and its settings")
     prompts: PromptSource | None = Field(None, description="what a text-to-image model is asked for in training")
-    held_out_prompts: PromptSource | None = Field(None, description="what it is only asked for when it is looked at")
+    held_out_prompts: PromptSource | None = Field(
+        None, description="what it is only asked for when it is looked at; null: the last tenth of prompts, at most 16"
+    )
     latent: Latent = Field(Latent(), description="how a text-to-image model is run")
     lora: Lora | None = Field(None, description="learn adapters on frozen weights; null: whole copies learn")
     optim: Optim = Field(description="optimisers of the two networks")

@@ -151,8 +151,9 @@ class Aligning:
         """(d mean r / dx0, d mean w D / dx0, figures) at x0, whose own graph is not looked at."""
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_()
-            total, parts = self.rewards(self.images(leaf), cond)
-            (rewarded,) = torch.autograd.grad(total.mean(), leaf)
+            with self._exact():  # bf16 would round rewards, and the decoder's own precision
+                total, parts = self.rewards(self.images(leaf), cond)
+                (rewarded,) = torch.autograd.grad(total.mean(), leaf)
             figures: Metrics = {"reward": total.detach().mean()}
             if len(parts) > 1:
                 figures |= {f"reward_{name}": part.mean() for name, part in parts.items()}
@@ -160,8 +161,12 @@ class Aligning:
                 nothing = torch.zeros_like(rewarded)
                 return rewarded, nothing, figures | {"divergence": nothing.sum()}
             loss, gap = self._divergence(leaf, cond, gen)
-            (held,) = torch.autograd.grad(loss, leaf)
+            with self._exact():  # backward is not for autocast: it takes the precision that forward had
+                (held,) = torch.autograd.grad(loss, leaf)
         return rewarded, held, figures | {"divergence": loss.detach()} | gap
+
+    def _exact(self) -> torch.autocast:
+        return torch.autocast(self.where.type, enabled=False)
 
     def _divergence(self, x0: Tensor, cond: Any, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         omega, outside = self.config.alpha_cfg, self.config.cfg_placement == "out"

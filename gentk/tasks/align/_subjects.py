@@ -21,7 +21,7 @@ from gentk.recipe.prompts import read
 from gentk.tasks.align import AlignSettings
 from gentk.tasks.align._rewards import Subject
 
-WATCHED = 16  # prompts of those that training asks for, beside the held-out ones
+WATCHED = 16  # prompts looked at of those that training asks for; and held out, where the recipe names none
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,12 @@ def _text(recipe: Any, where: torch.device) -> Given:
     other = loaded if name == recipe.generator else latent.load(str(name), where=where, section=recipe.latent)
     _fit(loaded.model, other.model, recipe)
     texts = [record.text for record in read(recipe.prompts)]
-    held = [] if recipe.held_out_prompts is None else [record.text for record in read(recipe.held_out_prompts)]
+    last = min(len(texts) // 10, WATCHED)
+    held = texts[len(texts) - last :]
+    if recipe.held_out_prompts is None:
+        texts = texts[: len(texts) - last]
+    else:
+        held = [record.text for record in read(recipe.held_out_prompts)]
     known = set(texts) & set(held)
     if known:
         raise RecipeError(f"held_out_prompts: training asks for {len(known)} of them, as `{min(known)}`")

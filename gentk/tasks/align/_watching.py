@@ -23,6 +23,7 @@ from gentk.engine.draw import batches
 from gentk.engine.generative import Sampler, picture
 from gentk.engine.method import Result
 from gentk.engine.one_step import export
+from gentk.errors import RecipeError
 from gentk.metrics.features import Extractor, extractor
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import load
@@ -42,13 +43,19 @@ class Watcher:
 
     def __init__(self, method: Aligning) -> None:
         self.method, self.section, self.given = method, method.config.watch, method.given
-        shape = self.given.about.shape
+        shape, count = self.given.about.shape, self.given.watched.count
+        if self.section.samples < 2 * count:
+            raise RecipeError(
+                f"method.watch.samples: {self.section.samples} are too few for {count} classes or prompts in turn",
+                hint=f"at least {2 * count}: the spread is among samples of one",
+            )
         self.extract = (
             _values if self.section.features == "identity" else _features(self.section.features, shape, method.where)
         )
         self.start: Seen = {}
         self.first: Tensor | None = None  # samples of the generator that the run began with
         self.deviations: dict[str, float] = {}
+        self.notes: list[str] = []
 
     def begin(self) -> None:
         """Looks at the generator as it is now, before anything has moved it."""
@@ -56,6 +63,7 @@ class Watcher:
         self.first = self.draw(net, self._shown)
         self.start, values = self._look(net)
         self.deviations = {name: float(each.std()) for name, each in values.items()}
+        self.notes = self._notes()
 
     @property
     def _shown(self) -> int:
@@ -114,7 +122,7 @@ class Watcher:
         seen, _ = self._look(net)
         figures = seen | {"spread_ratio": _over(seen["spread"], self.start["spread"])}
         remarks = self.alarms(seen)
-        remarks += [{"kind": "note", "name": words, "words": words} for words in self._notes()]
+        remarks += [{"kind": "note", "name": words, "words": words} for words in self.notes]
         enough = self.section.enough is not None and seen["reward"] >= self.section.enough
         if enough:
             remarks.append(
@@ -186,17 +194,16 @@ class Watcher:
     def finish(self, net: nn.Module) -> Result:
         """Figures before and after."""
         method = self.method
-        after = self._look(net)[0]
-        figures = {"alpha_rew": method.alpha}
+        before, after = dict(self.start), self._look(net)[0]
         if method.judge is not None:
             first = load(method.recipe.generator, kinds=("generator",), where=method.where).net
-            for name, each in (("before", first), ("after", net)):
-                measured = method.judge(self.sampler(each), method.recipe.seed)
-                figures |= {f"{k}_{name}": v for k, v in measured.items() if k not in ("nfe", "nearest_test")}
+            for seen, each in ((before, first), (after, net)):
+                seen |= method.judge(self.sampler(each), method.recipe.seed)
+        figures = {"alpha_rew": method.alpha}
         for name in after:
-            if name != "fd":
-                figures |= {f"{name}_before": self.start[name], f"{name}_after": after[name]}
-        figures["spread_ratio"] = _over(after["spread"], self.start["spread"])
+            if name not in ("nfe", "nearest_test", "ms_per_sample"):  # the network is the same one
+                figures |= {f"{name}_before": before[name], f"{name}_after": after[name]}
+        figures["spread_ratio"] = _over(after["spread"], before["spread"])
         return Result(
             figures, {"before-after": self._picture(self.draw(net, self._shown))}, {"generator": self._export(net)}
         )
