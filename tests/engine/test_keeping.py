@@ -79,3 +79,29 @@ def test_previews_without_figure_or_models_are_not_watched(run: Watched) -> None
     watch(run, 20, Result({"loss": 1.0}, exports={"generator": Export(nn.Linear(1, 1), {})}))  # type: ignore[arg-type]
     assert run.info == {}
     assert not (run.folder / "best").exists()
+
+
+def test_a_rank_takes_the_distance_s_place(run: Watched) -> None:
+    """An aligned generator's distance is least at the start: what it is kept by is its own; infinity is never kept."""
+    for step, rank, fd in ((0, 0.5, 1.0), (10, 0.2, 9.0), (20, math.inf, 0.1), (30, 0.3, 0.1)):
+        net = nn.Linear(1, 1)
+        nn.init.constant_(net.weight, step)
+        watch(run, step, Result({"fd": fd}, exports={"generator": Export(net, {"kind": "x"})}, rank=rank))  # type: ignore[arg-type]
+    assert run.info["best"] == {"step": 10, "rank": 0.2}
+    assert run.kept() == 10
+    assert run.warnings == []
+
+
+def test_remarks_are_said_once_and_an_end_is_noted(run: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+    flag = {"kind": "flag", "name": "diversity", "words": "all alike."}
+    note = {"kind": "note", "name": "enough", "words": "that will do."}
+    run.job.quiet = False
+    try:
+        watch(run, 10, Result(remarks=(flag,)))  # type: ignore[arg-type]
+        watch(run, 20, Result(remarks=(flag | {"words": "more alike."}, note), halt=True))  # type: ignore[arg-type]
+    finally:
+        run.job.quiet = True
+    assert [each["words"] for each in run.info["remarks"]] == ["Step 10: all alike.", "Step 20: that will do."]
+    assert run.warnings == ["step 10: all alike."], "a note is no warning"
+    assert capsys.readouterr().err == "warning: step 10: all alike.\n"
+    assert run.info["halted"] == 20
