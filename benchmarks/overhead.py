@@ -125,15 +125,17 @@ def timers(clock: Clock) -> Iterator[None]:
 
         return timed
 
-    kept = torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step
+    kept = torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step, nn.utils.get_total_norm
     torch.Tensor.backward = around("backward", kept[0])  # type: ignore[method-assign]
     nn.utils.clip_grad_norm_ = around("clipping", kept[1])
     ema.update = around("averaging", kept[2])
     torch.optim.Adam.step = around("optimiser", kept[3])  # type: ignore[method-assign]
+    nn.utils.get_total_norm = around("clipping", kept[4])
     try:
         yield
     finally:
-        torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step = kept  # type: ignore
+        torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step = kept[:4]  # type: ignore
+        nn.utils.get_total_norm = kept[4]
 
 
 def profile(recipe: str, sets: list[str], steps: int, folder: Path) -> dict[str, Any]:

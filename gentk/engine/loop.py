@@ -4,7 +4,6 @@ against numbers that are not finite, checkpoints and exact resume."""
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +77,10 @@ def _update(
     norms: dict[str, Tensor] = {}
     for name, net in zip(phase.nets, nets, strict=True):
         clip = method.optim[name].clip
-        norm = nn.utils.clip_grad_norm_(net.parameters(), math.inf if clip is None else clip)
+        if clip is None:  # by clipping at infinity all gradients would be multiplied by 1
+            norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
         norms[name] = norm.full_tensor() if state.parted and hasattr(norm, "full_tensor") else norm
     if not bool(torch.isfinite(total + sum(norms.values()))):
         bad = "loss" if not bool(torch.isfinite(total)) else "gradient"
