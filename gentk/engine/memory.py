@@ -87,6 +87,8 @@ def plan(method: Trainable, train: Train, *, rules: str, devices: int = 1) -> Pl
         work, given = _follow(method, phase, micro, min(2, train.accumulate), train.precision, rules)
         phases.append(work)
         seen |= given
+    for net in _others(method).values():  # what no phase calls, such as the decoder of latents, lies there as well
+        seen |= {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(net)}
     learn = {t.untyped_storage()._cdata for net in method.nets.values() for t in _tensors(net)}
     frozen = sum(count for key, count in seen.items() if key not in learn)
     return Plan({name: _part(method, name) for name in method.nets}, frozen, tuple(phases))
@@ -128,14 +130,13 @@ def _batch(method: Trainable, micro: int) -> Batch:
 @contextmanager
 def _watched(method: Trainable, live: Live, kept: dict[str, int]) -> Iterator[None]:
     """Adds to `kept` what each network's calls leave behind them: those that learn, and others the method holds."""
-    others = {name: each for name, each in vars(method).items() if isinstance(each, nn.Module)}
     before: list[int] = []
     handles = []
 
     def enter(_net: nn.Module, _args: Any) -> None:
         before.append(live.now)
 
-    for name, net in (others | dict(method.nets)).items():
+    for name, net in (_others(method) | dict(method.nets)).items():
 
         def leave(_net: nn.Module, _args: Any, _out: Any, name: str = name) -> None:
             kept[name] = kept.get(name, 0) + live.now - before.pop()
@@ -154,6 +155,11 @@ def without_activations(method: Trainable) -> list[str]:
     gradients = max(size(net.parameters()) for net in method.nets.values())
     held = f"{_mib(told.resident)} for weights, moments and averages, {_mib(gradients)} for gradients"
     return [*_nets(told), f"memory: {held}; activations are not known beforehand for this method"]
+
+
+def _others(method: Trainable) -> dict[str, nn.Module]:
+    """Networks that the method holds and that do not learn, by the names of its attributes."""
+    return {name: each for name, each in vars(method).items() if isinstance(each, nn.Module)}
 
 
 def _part(method: Trainable, name: str) -> Part:

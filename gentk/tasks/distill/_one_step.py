@@ -36,7 +36,7 @@ class OneStep:
         self.objective, self.through_denoisers = objective, through_denoisers
         self.taught = taught(recipe, where, load)
         self.model = self.taught.model
-        self.teacher = self.taught.denoiser
+        self.teacher, self.codec = self.taught.denoiser, self.taught.codec
         self.process = self.teacher.process
         self.t_init = start(self.config.sigma_init, self.process)
         self.guidance: Guidance = self.config.guidance
@@ -116,7 +116,7 @@ class OneStep:
     def _samplers(self, averaged: Mapping[str, nn.Module]) -> tuple[Sampler, Sampler]:
         shape, cycle = self.model.shape, self.taught.cycle
         # prompts are answered by a guided teacher alone, classes by a plain one as well
-        shown: Any = self.teacher if self.taught.decode is None else Guided(self.teacher, self.guidance.teacher)
+        shown: Any = self.teacher if self.taught.codec is None else Guided(self.teacher, self.guidance.teacher)
         teacher = Sampler.many(shown, shape, cycle, self.where, self.recipe.measure)
         student = averaged["generator"]
         assert isinstance(student, Denoiser)
@@ -141,7 +141,7 @@ class OneStep:
         return Result(figures, pictures, {"generator": self._export(student)})
 
     def _fields(self, student: Sampler) -> Image:
-        n = 36 if self.taught.decode is None and len(self.model.shape) == 3 else self.taught.shown
+        n = 36 if self.taught.codec is None and len(self.model.shape) == 3 else self.taught.shown
         seen = self.core.fields(student, self.recipe.seed, n)
         return picture({name: self.taught.seen(x, self.where) for name, x in seen.items()})
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gentk.engine.one_step import Conditions, Labels, label_dropout
 from gentk.engine.prompt_list import PromptList
 from gentk.errors import RecipeError
+from gentk.nets.text.codec import Codec
 from gentk.nets.text.prompts import Prompts
 from gentk.processes import latent
 from gentk.processes.denoiser import Denoiser
@@ -23,7 +24,7 @@ from gentk.recipe import pipelines
 from gentk.recipe.prompts import read
 from gentk.tasks.distill import Guidance
 
-_SHOWN, _DECODED = 8, 4  # prompts in a picture, and latents decoded at a time
+_SHOWN = 8  # prompts in a picture
 
 Load = Callable[..., Model]
 
@@ -32,14 +33,14 @@ Load = Callable[..., Model]
 class Taught:
     """A teacher. `conditions` are what its samples are of, `cycle` those of shown ones in turn; `shown`: how many.
 
-    `decode` makes images of latents (n, C, h, w), None where samples are what they look like; `notes` are for the user.
+    `codec` makes images of latents (n, C, h, w), None where samples are what they look like; `notes` are for the user.
     """
 
     model: Model
     conditions: Conditions
     cycle: tuple[int, ...] | Prompts
     shown: int
-    decode: Callable[[Tensor], Tensor] | None = None
+    codec: Codec | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -49,11 +50,11 @@ class Taught:
         return self.model.net
 
     def seen(self, x: Tensor, where: torch.device) -> Tensor:
-        """Samples as they are looked at, on the CPU: images of latents, a few at a time; others as they are."""
-        if self.decode is None:
+        """Samples as they are looked at, on the CPU: images of latents; others as they are."""
+        if self.codec is None:
             return x
-        with torch.no_grad():
-            parts = [self.decode(part.to(where)).float().cpu() for part in torch.split(x, _DECODED)]
+        with torch.no_grad():  # one by one: an image of 1024 pixels takes gigabytes on its way
+            parts = [self.codec.decode(one[None].to(where)).float().cpu() for one in x]
         return torch.cat(parts).clamp(-1, 1)
 
 
@@ -124,7 +125,7 @@ def _of_prompts(recipe: Any, guidance: Guidance, where: torch.device) -> Taught:
     )
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
-    return Taught(loaded.model, prompts, prompts.embedded[:_SHOWN], _SHOWN, loaded.codec.decode, notes)
+    return Taught(loaded.model, prompts, prompts.embedded[:_SHOWN], _SHOWN, loaded.codec, notes)
 
 
 def _check(guidance: Guidance, model: Model) -> None:
