@@ -25,8 +25,14 @@ def labels(first: int, n: int, cycle: tuple[int, ...]) -> Tensor | None:
     return torch.tensor([cycle[k % len(cycle)] for k in range(first, first + n)]) if cycle else None
 
 
-def conditions(first: int, n: int, cycle: tuple[int, ...] | Prompts) -> Any:
-    """What samples `first` to `first + n` are told: labels, or prompts repeated without end; None for no cycle."""
+Cycle = tuple[int, ...] | Prompts | Callable[[int, int], Prompts]
+"""What samples are told: classes or prompts in turn, without end, or (first, n) -> those of samples `first` on."""
+
+
+def conditions(first: int, n: int, cycle: Cycle) -> Any:
+    """What samples `first` to `first + n` are told: labels (n,), or prompts; None for no classes."""
+    if callable(cycle):
+        return cycle(first, n)
     if isinstance(cycle, Prompts):
         return cycle[[k % len(cycle) for k in range(first, first + n)]]
     return labels(first, n, cycle)
@@ -45,7 +51,7 @@ def draw(
     grid: Tensor,
     *,
     shape: tuple[int, ...],
-    cycle: tuple[int, ...] | Prompts,
+    cycle: Cycle,
     seed: int,
     first: int,
     n: int,

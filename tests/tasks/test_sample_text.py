@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from PIL import Image
 from gentk.engine.draw import starts
 from gentk.errors import Stopped
 from gentk.metrics import geneval
+from gentk.recipe import pipelines, store
 from gentk.recipe.load import load
 from gentk.tasks.sample import _painting
 from tests.nets import tiny_pipelines
@@ -195,6 +197,55 @@ def test_a_negative_prompt_takes_the_null_prompts_place(made: Path) -> None:
 def test_dry_runs_say_what_would_be_drawn(made: Path) -> None:
     words = ("sample", "heun", "--model", made / "sd15", "--prompts", "prompts.txt", "--guidance-scale", 2, "--nfe", 5)
     assert "2 images of 16 x 16 pixels from 2 prompts, 10 NFE each" in done(*words, "--dry-run").stdout
+
+
+def test_without_a_cache_nothing_is_kept_and_images_are_the_same(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("sample", "euler", "--model", made / "sd15", "--prompts", "prompts.txt", "--nfe", 1)
+    done(*words, "--out", "a")
+    monkeypatch.setenv("GENTK_CACHE", "empty")
+    done(*words, "--set", "latent.cache=false", "--out", "b")
+    assert not Path("empty").exists()
+    assert torch.equal(pixels("a"), pixels("b"))
+
+
+def test_an_absent_package_is_named(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    refused(3, "diffusers cannot be imported", "sample", "euler", "--model", made / "sd15", "--prompt", "a")
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+OF_NAME = {"stable-diffusion-1.5": "sd15", "stable-diffusion-2.1": "sd2", "pixart-alpha": "pixart"}
+RECIPES = [e.name for e in store.recipes() if e.task == "sample" and e.subject in pipelines.BY_NAME]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the hub's in which small twins stand in the published models' places."""
+    root = tmp_path_factory.mktemp("hub")
+    for name, row in pipelines.BY_NAME.items():
+        place = root / f"models--{row.source.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("a" * 40)
+        getattr(tiny_pipelines, OF_NAME.get(name, "sd3"))(place / "snapshots" / ("a" * 40))
+    return root
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_run_by_name_from_the_hubs_cache(name: str, hub: Path, made: Path, monkeypatch: Any) -> None:
+    """Every recipe as it ships but for the number of evaluations, offline."""
+    huggingface = pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr(huggingface.constants, "HF_HUB_CACHE", str(hub))  # read from the environment on import
+    _, method, subject = name.split("/")
+    words: tuple[object, ...] = ("--model", subject, "--nfe", 5)
+    if method == "one-step":
+        words = ("--recipe", name, "--model", made / "one.safetensors")
+    done("sample", method, *words, "--out", "run")
+    assert info(Path("run"))["metrics"]["n"] == len(pixels("run")) == 4
+    if method != "one-step":
+        revision = info(Path("run"))["inputs"]
+        assert revision == {subject: "a" * 40}
 
 
 # --- what is measured of them -----------------------------------------------------------------------------------------

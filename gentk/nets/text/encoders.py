@@ -65,6 +65,7 @@ class Prompter:
             if family != "sd3" or each.kind != "t5" or (t5 and index.get(f"text_encoder{each.end}", [None])[0])
         )
         self.cut: dict[str, int] = {}
+        self._counted: set[str] = set()
         self._classes = {each.end: str(index[f"tokenizer{each.end}"][1]) for each in self.encoders}
         self._tokenizers: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
@@ -77,12 +78,21 @@ class Prompter:
 
     def encode(self, texts: Sequence[str], where: torch.device | str = "cpu") -> Prompts:
         """The embeddings of `texts`, in order, on device `where`. Raises GentkError for unreadable encoders."""
-        known: dict[str, Prompts] = {}
-        for text in texts:
-            if text not in known:
-                self._count(text)
-                known[text] = self._kept(text, where)
+        self.count(texts)
+        known = {text: self._kept(text, where) for text in dict.fromkeys(texts)}
         return Prompts.cat([known[text].to(where) for text in texts])
+
+    def count(self, texts: Sequence[str]) -> None:
+        """Adds to `cut` those of `texts` that it has not counted before and that are too long."""
+        for text in texts:
+            if text in self._counted:
+                continue
+            self._counted.add(text)
+            for each in self.encoders:
+                tokens = self._tokenizer(each)(self._written(text), verbose=False).input_ids
+                if len(tokens) > self._limit(each):
+                    name = f"text_encoder{each.end}"
+                    self.cut[name] = self.cut.get(name, 0) + 1
 
     def null(self, where: torch.device | str = "cpu") -> Prompts:
         """The embedding of the empty prompt (B = 1): what classifier-free guidance leads away from."""
@@ -168,13 +178,6 @@ class Prompter:
 
     def _written(self, text: str) -> str:
         return text.lower().strip() if self.family == "pixart" else text  # as its pipeline does without bs4 and ftfy
-
-    def _count(self, text: str) -> None:
-        for each in self.encoders:
-            tokens = self._tokenizer(each)(self._written(text), verbose=False).input_ids
-            if len(tokens) > self._limit(each):
-                name = f"text_encoder{each.end}"
-                self.cut[name] = self.cut.get(name, 0) + 1
 
     def _limit(self, each: Encoder) -> int:
         if each.tokens is not None:

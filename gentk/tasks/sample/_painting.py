@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gentk.data import to_uint8
-from gentk.engine import inputs, pictures, precision
+from gentk.engine import inputs, pictures, precision, ranks
 from gentk.engine.draw import batches, draw
 from gentk.engine.log import json_text
 from gentk.engine.progress import Progress
@@ -58,7 +58,12 @@ class _Plan:
     nfe: int
     asked: tuple[Record, ...]
 
-    def draw(self, cycle: Prompts, seed: int, first: int, n: int, where: torch.device) -> Tensor:
+    def told(self, first: int, n: int, where: torch.device) -> Prompts:
+        """The prompts of images `first` to `first + n`, from the disk once they were embedded."""
+        texts = [self.asked[k % len(self.asked)].text for k in range(first, first + n)]
+        return self.model.prompter.encode(texts, where)
+
+    def draw(self, seed: int, first: int, n: int, where: torch.device) -> Tensor:
         """Latents `first` to `first + n` of `seed`, in one batch."""
         return draw(
             self.denoise,
@@ -66,7 +71,7 @@ class _Plan:
             self.solve,
             self.grid,
             shape=self.model.shape,
-            cycle=cycle,
+            cycle=lambda first, n: self.told(first, n, where),
             seed=seed,
             first=first,
             n=n,
@@ -131,12 +136,12 @@ def execute(job: Job) -> Outcome:
         files[recipe.prompts.file] = Path(recipe.prompts.file).expanduser()
     place = pipelines.folder(source)
     made_from = inputs.digests(files) | {source: _identity(place)}
-    with Run(inputs.renewed(job, made_from)) as run:
+    with ranks.opened(inputs.renewed(job, made_from)) as run:
         if run.done is None:
             run.update(inputs=made_from)
             with listening() as stop:
                 stop.anywhere = True  # every batch that is done is on disk
-                _work(run, where)
+                ranks.by_first(lambda: _work(run, where))
     return run.outcome()
 
 
@@ -149,9 +154,12 @@ def _work(run: Run, where: torch.device) -> None:
     recipe = run.job.recipe
     plan = _prepare(recipe, where)
     model = plan.model
-    cycle = model.prompter.encode([record.text for record in plan.asked], where)
-    model.prompter.release()
+    model.prompter.count([record.text for record in plan.asked])
     _warn(run, plan)
+    if recipe.latent.cache:  # all of them first: the encoders are then freed, and no memory holds every embedding
+        for k in range(len(plan.asked)):
+            plan.told(k, 1, where)
+        model.prompter.release()
     parts = run.folder / "parts"
     parts.mkdir(exist_ok=True)
     stamp = {"made": json.dumps([run.info["digest"], run.info["inputs"]], sort_keys=True)}
@@ -163,7 +171,7 @@ def _work(run: Run, where: torch.device) -> None:
             part = kept(path, stamp)
             if part is None:
                 begun = time.perf_counter()
-                z = plan.draw(cycle, recipe.seed, first, count, where)
+                z = plan.draw(recipe.seed, first, count, where)
                 with torch.no_grad():
                     images = to_uint8(model.codec.decode(z.to(where)).cpu())
                 took = torch.tensor(time.perf_counter() - begun, dtype=torch.float64)
