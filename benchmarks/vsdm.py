@@ -252,7 +252,7 @@ def digits(out: Path, seeds: int, only: str = "") -> list[dict[str, Any]]:
                     if (sets is None and seed) or any(all(row[k] == v for k, v in key.items()) for row in rows):
                         continue
                     name = f"{label}-{seed}-{solver}-{nfe}"
-                    words = ["--model", model, "-n", "10000", "--set", f"nfe={nfe}", "--set", "save=[npz]"]
+                    words = ["--model", model, "-n", "4000", "--set", f"nfe={nfe}", "--set", "save=[npz]"]
                     drawn = gentk("sample", solver, *words, "--out", str(out / f"samples-{name}"))
                     with np.load(out / f"samples-{name}" / "samples.npz") as file:
                         x = torch.from_numpy(file["samples"]).float() / 127.5 - 1
