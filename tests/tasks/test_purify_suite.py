@@ -59,7 +59,7 @@ def test_autoattack_leaves_out_what_is_broken_on_every_draw(asked: list[tuple[li
     assert found["attacks"]["autoattack"]["left_as_broken"] == len(broken)
     assert found["attacks"]["autoattack"]["calls"] == len(attacked)
     assert all(right[i]["autoattack"] == "0" for i in broken)
-    assert f"was run on {len(attacked)} images" in said
+    assert f"was run on {len(attacked)} of 12 images" in said
     for rule in ("single", "average", "worst-of-4", "vote-4"):
         least = found["minimum"][rule][0]
         assert all(least <= row["accuracy"][rule][0] + 1e-12 for row in found["attacks"].values())

@@ -72,9 +72,10 @@ def remarks(
     for row in found.rows:
         spared = row.made.facts.get("left_as_broken", 0) if row.made else 0
         if spared:
+            tried, n = len(row.right) - spared, len(row.right)
             words = (
-                f"{row.name} was run on {len(row.right) - spared} images: {spared} stood as earlier attacks had left "
-                "them, wrong on every draw; no minimum changes by that."
+                f"{row.name} was run on {tried} of {n} images: the rest stood as earlier attacks had left it, wrong "
+                "on every draw; no minimum changes by that."
             )
             said.append({"kind": "note", "words": _sentence(words)})
     for name, why in found.missing.items():
