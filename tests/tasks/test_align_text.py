@@ -214,6 +214,12 @@ def test_adapters_begin_as_whole_copies(place: str) -> None:
         ({"measure": {"features": "identity"}}, "no data to compare a text-to-image model with"),
         ({"method": {"sigma_init": None}}, "is no one-step generator yet"),
         ({"method": {"held_out": (1,)}}, "held_out: is of classes"),
+        ({"prompts": {"text": PROMPTS, "negative": "blurred"}}, "guides away from the null prompt"),
+        ({"prompts": {"text": PROMPTS, "per_prompt": 2}}, "per_prompt: training draws prompts at random"),
+        (
+            {"method": {"rewards": ({"name": "clip", "prompts": ("a cat",)},)}},
+            "1 for a model that is asked by prompts",
+        ),
         ({"method": {"watch": {"samples": 7}}}, "7 are too few for 4 classes or prompts"),
     ],
 )
@@ -225,6 +231,8 @@ def test_what_does_not_fit_is_refused(place: str, own: dict[str, Any], words: st
 def test_prompts_are_for_text_to_image_models() -> None:
     with pytest.raises(RecipeError, match="`sim-digits` is no text-to-image model"):
         made("sim-digits", method={"sigma_init": None})
+    with pytest.raises(RecipeError, match="latent: `sim-digits` makes images"):
+        build(recipe({"name": "dipp"}, generator="sim-digits", latent={"size": 512}))
 
 
 def test_r8_a_decoder_that_overflows_is_named(place: str) -> None:
@@ -262,7 +270,9 @@ def test_r9_the_differentiable_way_is_the_official_one(reward: Path) -> None:
     images, texts = textured(8), ["A cat, a"] * 8
     official = net(torch.from_numpy(np.asarray(((images + 1) * 127.5).round().byte())), texts)
     assert float(official.std()) > 0.1, "the network tells these images apart"
-    term = _rewards._preference(_section(reward), _rewards.Subject("text", (3, 96, 96), 0), CPU, "method.rewards[0]")
+    term = _rewards._preference(
+        _section(reward), _rewards.Subject("text", (3, 96, 96), 0, texts=True), CPU, "method.rewards[0]"
+    )
     cond = Said(torch.zeros(8, 1, 1), texts=tuple(texts))
     ours = term.value(images, cond)
     assert float((ours - official).abs().max()) < 0.02

@@ -29,11 +29,12 @@ Value = Callable[[Tensor, Any], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a reward has to know of the generator: the data's name, the shape of what it judges, classes."""
+    """What a reward has to know of the generator: the data's name, the shape of what it judges, classes, prompts."""
 
     data: str
     shape: tuple[int, ...]
     classes: int
+    texts: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,10 +190,12 @@ def function(name: str, place: str) -> Value:
 def _preference(section: Preference, subject: Subject, where: torch.device, place: str) -> Term:
     if len(subject.shape) != 3 or subject.shape[0] not in (1, 3):
         raise RecipeError(f"{place}: `{section.name}` judges grey or RGB images, this generator makes {subject.shape}")
-    if section.name != "aesthetic" and subject.classes and len(section.prompts) != subject.classes:
+    wanted = 0 if subject.texts else max(1, subject.classes)
+    if len(section.prompts) != wanted and (section.prompts or section.name != "aesthetic"):
         raise RecipeError(
-            f"{place}.prompts: {len(section.prompts)} for {subject.classes} classes",
-            hint="one prompt for each class, such as [a photo of a zero, a photo of a one, ...]",
+            f"{place}.prompts: {len(section.prompts)} for "
+            + ("a model that is asked by prompts" if subject.texts else f"{subject.classes} classes"),
+            hint="leave them out" if subject.texts else "one for each class, such as [a photo of a zero, ...]; or one",
         )
     net = network(section.name, section.weights, where)
 
@@ -225,11 +228,10 @@ def network(name: str, weights: str | None, where: torch.device) -> Any:
 
 
 def _texts(prompts: tuple[str, ...], cond: Any, n: int) -> list[str]:
-    """The prompt of each sample: of its class, or the one that it was made from."""
-    if prompts and isinstance(cond, Tensor):
-        return [prompts[k] for k in cond.tolist()]
-    texts = getattr(cond, "texts", None)
-    return list(texts) if texts is not None else [""] * n
+    """The prompt of each sample: what it was made from, that of its class, or the one for all."""
+    if isinstance(cond, Tensor):
+        return [prompts[k] for k in cond.tolist()] if prompts else [""] * n
+    return [*prompts[:1], ""][:1] * n if cond is None else list(cond.texts)
 
 
 def cut(of: Rewards, texts: Sequence[str]) -> list[str]:

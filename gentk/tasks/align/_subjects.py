@@ -17,7 +17,7 @@ from gentk.processes import latent, models, rows
 from gentk.processes.denoiser import Denoiser
 from gentk.processes.models import Model, fast_layout
 from gentk.recipe import pipelines
-from gentk.recipe.prompts import read
+from gentk.recipe.prompts import Latent, read
 from gentk.tasks.align import AlignSettings
 from gentk.tasks.align._rewards import Subject
 
@@ -83,6 +83,8 @@ def given(recipe: Any, where: torch.device) -> Given:
         raise RecipeError(
             f"prompts: `{recipe.generator}` is no text-to-image model", hint=f"one of {', '.join(pipelines.BY_NAME)}"
         )
+    if recipe.latent != Latent():
+        raise RecipeError(f"latent: `{recipe.generator}` makes images, not latents", hint="leave it out")
     return _classes(recipe, where)
 
 
@@ -122,6 +124,12 @@ def _text(recipe: Any, where: torch.device) -> Given:
     if recipe.prompts is None:
         raise RecipeError(
             f"prompts: `{recipe.generator}` is asked for something by prompts", hint="--prompts FILE, one in each line"
+        )
+    if recipe.prompts.negative or recipe.prompts.per_prompt != 1:
+        key = "negative" if recipe.prompts.negative else "per_prompt"
+        raise RecipeError(
+            f"prompts.{key}: training draws prompts at random and guides away from the null prompt",
+            hint="leave it out",
         )
     if recipe.measure is not None:
         raise RecipeError(
@@ -167,7 +175,7 @@ def _text(recipe: Any, where: torch.device) -> Given:
         Sayings(learned),
         Sayings(both),
         torch.tensor([k >= len(watched) for k in range(both.count)]),
-        Subject("text", (3, loaded.pixels, loaded.pixels), 0),
+        Subject("text", (3, loaded.pixels, loaded.pixels), 0, texts=True),
         loaded.codec.decode,
         tuple(notes),
         min(micro, 8),
