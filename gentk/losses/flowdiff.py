@@ -58,9 +58,14 @@ def probes(x: Tensor, repeats: int, low: float, high: float, gen: torch.Generato
     return s.repeat_interleave(2), torch.stack([eps, -eps], 1).flatten(0, 1)
 
 
-def gaussian_energy(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """-log N(x; mean, variance) but for constants, the prior of the warm-up: (B, ...) -> (B,)."""
-    return ((x - mean).square() / (2 * variance)).flatten(1).sum(1)
+def gaussian_energy(x: Tensor, mean: Tensor, whiten: Tensor) -> Tensor:
+    """-log N(x; mean, C) but for constants, the prior of the warm-up: (B, ...) -> (B,).
+
+    `whiten` is of one sample's shape, each number's 1 / deviation, or the matrix (D, D) with C^-1 = whiten whiten^T.
+    """
+    off = x - mean
+    white = off * whiten if whiten.shape == mean.shape else off.flatten(1) @ whiten
+    return white.square().flatten(1).sum(1) / 2
 
 
 def spread_levels(n: int, low: float, high: float, gen: torch.Generator, where: torch.device) -> Tensor:

@@ -131,10 +131,15 @@ def test_terms() -> None:
     assert float(misfit(y, hx, 0.5)) == pytest.approx(10.0)
     normal = torch.distributions.Normal(0.3, 2.0)
     x = torch.tensor([[0.1, 1.5]])
-    mean, variance = torch.full((2,), 0.3), torch.full((2,), 4.0)
-    off = gaussian_energy(x, mean, variance) + normal.log_prob(x).sum(1)
-    other = gaussian_energy(x + 1, mean, variance) + normal.log_prob(x + 1).sum(1)
+    mean, whiten = torch.full((2,), 0.3), torch.full((2,), 0.5)
+    off = gaussian_energy(x, mean, whiten) + normal.log_prob(x).sum(1)
+    other = gaussian_energy(x + 1, mean, whiten) + normal.log_prob(x + 1).sum(1)
     torch.testing.assert_close(off, other)
+    full = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), S)
+    root = torch.linalg.inv(torch.linalg.cholesky(S)).T
+    many = torch.randn(5, 2, generator=gen(), dtype=torch.float64)
+    off = gaussian_energy(many, full.loc, root) + full.log_prob(many)
+    torch.testing.assert_close(off, off[:1].expand(5))
 
 
 class Affine:

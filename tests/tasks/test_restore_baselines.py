@@ -104,18 +104,21 @@ def test_rounds_with_a_wrong_sigma(believed: float, wanted: float) -> None:
 
 
 def test_the_first_round_is_the_gaussian_posterior() -> None:
-    """Matheron's rule: mean and variance of many draws for one half-hidden digit, pixel by pixel."""
+    """Matheron's rule: mean and covariance of many draws for one half-hidden digit, the pixels correlated."""
     method = Em(recipe("em", sigma=0.3), CPU)
-    moments = Moments(method.held, 0.3)
-    index = torch.zeros(4000, dtype=torch.long)
-    y, op = method.held.batch(index[:1])[0].expand(4000, -1, -1, -1), method.held.operator(index[:1])
+    moments, n = Moments(method.held, 0.3), 2000
+    assert moments.root is not None
+    index = torch.zeros(1, dtype=torch.long)
+    y, op = method.held.batch(index)[0].expand(n, -1, -1, -1), method.held.operator(index)
     noise = gen()
-    x = gaussian(op, y, 0.3, moments, lambda like: torch.randn(like.shape, generator=noise))
-    kept = op(torch.ones(1, 1, 8, 8))[0]
-    gain = kept * moments.variance / (moments.variance + 0.09)
-    mean, variance = moments.mean + gain * (y[0] - moments.mean), (1 - gain) * moments.variance
-    assert float(((x.mean(0) - mean) / (variance / 4000).sqrt()).abs().max()) < 4.5
-    assert float((x.var(0) / variance - 1).abs().max()) < 4.5 * (2 / 4000) ** 0.5
+    x = gaussian(op, y, 0.3, moments, lambda like: torch.randn(like.shape, generator=noise)).flatten(1)
+    h = torch.diag(op(torch.ones(1, 1, 8, 8)).flatten())
+    c = moments.root @ moments.root.T
+    k = c @ h @ torch.linalg.inv(h @ c @ h + 0.09 * torch.eye(64))
+    mean, wanted = moments.mean.flatten() + k @ (y[0].flatten() - h @ moments.mean.flatten()), c - k @ h @ c
+    sd = wanted.diagonal().sqrt()
+    assert float(((x.mean(0) - mean) / (sd / n**0.5)).abs().max()) < 4.5
+    assert float(((x.T.cov() - wanted) / (sd[:, None] * sd)).abs().max()) < 5.5 * (2 / n) ** 0.5
 
 
 @pytest.mark.parametrize("name", ["noise", "inpaint", "blur"])

@@ -80,6 +80,14 @@ def test_moments_are_those_of_the_clean_images() -> None:
     clean, _ = held.clean.batch(torch.arange(len(held)))
     assert float((found.mean - clean.mean(0)).abs().max()) < 0.12  # 700 of each pixel: 4 deviations of the mean
     assert float((found.variance - clean.var(0).clamp_min(0.01)).abs().max()) < 0.15
+    assert found.root is not None
+    assert found.whiten is not None
+    covariance = found.root @ found.root.T
+    torch.testing.assert_close(covariance @ found.whiten @ found.whiten.T, torch.eye(64), rtol=0, atol=1e-3)
+    # 350 images show a pair, of variance about .3 + .09 each: an entry scatters by .39 / sqrt(350), .021, or half more
+    truth = clean.flatten(1).T.cov()
+    assert float((covariance - truth).square().mean().sqrt()) < 0.031
+    assert float((truth.diagonal().diag() - truth).square().mean().sqrt()) > 0.06  # without the pairs
     y, op, _ = held.first(5)
     base, deviation = guess(op, y, 0.3, found.mean, found.r)
     kept = op(torch.ones_like(y)) > 0
@@ -143,7 +151,7 @@ def test_an_untrained_prior_would_pull_every_pixel_to_grey() -> None:
     torch.testing.assert_close(many.grad.sum(0), wanted, rtol=0.01, atol=1e-3)
     assert float(wanted.mean()) < -1  # digits are mostly black, -1: it pulls them up
     at = mean.clone().requires_grad_()
-    terms.gaussian_energy(at[None], mean, method.moments.variance).sum().backward()
+    terms.gaussian_energy(at[None], mean, method.moments.variance.rsqrt()).sum().backward()
     assert float(at.grad.abs().max()) == 0  # type: ignore[union-attr]
     (warm,) = method.phases(0)
     before = warm.loss(batch(method), gen())[0]

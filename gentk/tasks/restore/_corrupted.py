@@ -12,10 +12,13 @@ from gentk.data import DataSet, Split
 from gentk.engine import rng
 from gentk.engine.method import Export
 from gentk.operators import Operator
+from gentk.operators.identity import Identity
+from gentk.operators.masks import Masked
 from gentk.processes.denoiser import Denoiser
 
 _FOR_MOMENTS = 4096  # measurements that mean and variance are taken from
-_FLOOR = 0.1  # least deviation of a pixel in the warm-up's prior: data in [-1, 1] hold whole rows of one value
+_FLOOR = 0.1  # least deviation of a direction in the warm-up's prior: data in [-1, 1] hold whole rows of one value
+_LARGEST = 1024  # numbers of an image up to which its covariance is estimated
 
 
 class Corrupted:
@@ -58,10 +61,14 @@ class Corrupted:
 
 
 class Moments:
-    """Mean and variance (shape) of the images, guessed from measurements: the warm-up's prior and the first guess.
+    """Mean, variance (shape) and covariance of the images, from measurements: the warm-up's prior and the first guess.
 
-    Per pixel where y has the image's shape, over the images that show it; else one number for all pixels. The noise's
-    variance is taken off; a pixel that nobody shows has the mean of the others.
+    Mean and variance per pixel where y has the image's shape, over the images that show it; else one number for all
+    pixels. The noise's variance is taken off; a pixel that nobody shows has the mean of the others.
+
+    Where the operator leaves pixels apart (a mask or nothing), the covariance of two is that over the images that show
+    both, 0 where none does; eigenvalues below the floor are put on it. It is kept as `root`, C = root root^T, and
+    `whiten`, C^-1 = whiten whiten^T, (D, D) each; None for other operators and for images of more than 1,024 numbers.
     """
 
     def __init__(self, held: Corrupted, sigma: float) -> None:
@@ -79,6 +86,19 @@ class Moments:
             self.mean = torch.full(op.shape, float(view.mean()), device=view.device)
             self.variance = torch.full_like(self.mean, max(float(view.var()) - sigma**2, _FLOOR**2))
         self.sigma, self.r = sigma, float(self.variance.mean().sqrt())
+        self.root: Tensor | None = None
+        self.whiten: Tensor | None = None
+        if isinstance(op, Identity | Masked) and self.mean.numel() <= _LARGEST:
+            self._covariance((y - self.mean) * kept, kept)
+
+    def _covariance(self, centred: Tensor, kept: Tensor) -> None:
+        seen, y = kept.flatten(1).double(), centred.flatten(1).double()
+        together = seen.T @ seen
+        found = torch.where(together > 1, y.T @ y / together.clamp_min(1), 0.0)
+        found.diagonal().copy_(self.variance.flatten())
+        values, vectors = torch.linalg.eigh(found)
+        deviations = values.clamp_min(_FLOOR**2).sqrt()
+        self.root, self.whiten = (vectors * deviations).to(centred), (vectors / deviations).to(centred)
 
 
 def prior_export(recipe: Any, prior: Denoiser, shape: tuple[int, ...]) -> Export:

@@ -21,7 +21,6 @@ from gentk.engine.method import Batch, Metrics, Phase, Result
 from gentk.losses.matching import edm
 from gentk.operators import Operator
 from gentk.operators.identity import Identity
-from gentk.operators.masks import Masked
 from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.grids import karras
@@ -135,15 +134,21 @@ def expectation(
 
 
 def gaussian(op: Operator, y: Tensor, sigma: float, moments: Moments, noise: Noise) -> Tensor:
-    """A draw of x given each y under the prior N(mean, variance), exact (Matheron's rule): (B, *shape).
+    """A draw of x given each y under the prior of `moments`, exact (Matheron's rule): (B, *shape).
 
-    Of the variance each pixel's own where the operator leaves pixels apart, else their mean.
+    With their covariance where they have one, else with one variance for all pixels.
     """
     shape = (len(y), *op.shape)
-    own = isinstance(op, Identity | Masked)
-    variance = moments.variance if own else torch.full_like(moments.variance, moments.r**2)
-    x = moments.mean + variance.sqrt() * noise(y.new_empty(shape))
-    gap = op.seen(y - op(x) - sigma * noise(y))
-    if own:
-        return x + variance / (variance + sigma**2) * gap
-    return x + operators.regularised(op, gap, moments.r, sigma)
+    white = noise(y.new_empty(shape))
+    if moments.root is None:
+        x = moments.mean + moments.r * white
+        return x + operators.regularised(op, op.seen(y - op(x) - sigma * noise(y)), moments.r, sigma)
+    root = moments.root
+    x = moments.mean + (white.flatten(1) @ root.T).reshape(shape)
+    gap = op.seen(y - op(x) - sigma * noise(y)).flatten(1)
+    seen, c = op.seen(torch.ones_like(y)).flatten(1), root @ root.T
+    shift = torch.empty_like(gap)
+    for row, (kept, off) in enumerate(zip(seen > 0, gap, strict=True)):  # each mask has a system of its own size
+        part = c[kept][:, kept] + sigma**2 * torch.eye(int(kept.sum())).to(c)
+        shift[row] = c[:, kept] @ torch.linalg.solve(part, off[kept])
+    return x + shift.reshape(shape)

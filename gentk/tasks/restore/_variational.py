@@ -110,7 +110,10 @@ class FlowDiff:
 
     def _fitting_gauss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, logdet, op, y = self._drawn(batch, gen)
-        return self._objective(op, y, x, terms.gaussian_energy(x, self.moments.mean, self.moments.variance), logdet)
+        moments = self.moments
+        full = self.config.correlated and moments.whiten is not None
+        whiten = moments.whiten if full else moments.variance.rsqrt()
+        return self._objective(op, y, x, terms.gaussian_energy(x, moments.mean, whiten), logdet)
 
     def _fitting(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, logdet, op, y = self._drawn(batch, gen)

@@ -29,6 +29,9 @@ class Config(Section):
     lambda_prior: NonNegativeFloat = Field(1.0, description="weight of the denoiser's bound of -log p(x)")
     lambda_entropy: NonNegativeFloat = Field(1.0, description="weight of the flow's log-determinant; 0: it collapses")
     warmup: NonNegativeInt = Field(200, description="first steps: the flow alone, with a Gaussian prior")
+    correlated: bool = Field(
+        True, description="that prior has the covariance of the measurements, where masks or noise let it be seen"
+    )
     prior_steps: NonNegativeInt = Field(200, description="next steps: the denoiser alone, on the flow's draws")
     finetune: NonNegativeInt = Field(0, description="last steps: the denoiser alone again")
     follow: Ema = Field(
