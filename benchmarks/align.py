@@ -94,6 +94,8 @@ def draw(out: Path, seed: int, path: Path) -> None:
         ):
             for (method, shown), below in zip(METHODS.items(), (False, True), strict=True):
                 line = [row for name, row in rows.items() if name.startswith(f"{reward}-{method}-")]
+                if not line:
+                    continue
                 points = [(r["reward_after"], r[f"{what}_after"]) for r in line]
                 (drawn,) = panel.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{shown}, alpha_rew at the points")
                 for r, at in zip(line, points, strict=True):
