@@ -170,6 +170,11 @@ def model_path(ref: str | Path) -> Path:
             raise RecipeError(f"{shown(path)}: not a safetensors file", hint="gentk models import converts others")
         return path
     if isdir(path):
+        if (path / "model_index.json").is_file():
+            raise RecipeError(
+                f"{shown(path)}: a pipeline of diffusers: this works on models without prompts",
+                hint=f"gentk sample euler --model {ref} --prompt TEXT; distill and align know such models too",
+            )
         return _export(path)
     if str(ref) in teachers.BY_NAME:
         raise teachers.BY_NAME[str(ref)].absent(imported_place(str(ref)))

@@ -15,11 +15,12 @@ from PIL import Image
 
 from gentk.engine.draw import starts
 from gentk.errors import Stopped
-from gentk.metrics import geneval
+from gentk.metrics import geneval, mask2former
 from gentk.recipe import pipelines, store
 from gentk.recipe.load import load
 from gentk.tasks.sample import _painting
 from tests.nets import tiny_pipelines
+from tests.tasks.test_geneval import Seen
 from tests.tasks.test_sample_evaluate import done, info, refused
 
 PROMPTS = ["a red cube", "two cats on a shelf"]
@@ -144,6 +145,8 @@ def test_one_step_generators(made: Path) -> None:
     refused(2, "distilled with its guidance inside", *words, "--prompt", "a", "--guidance-scale", 2)
     refused(2, "is a generator", "sample", "euler", "--model", made / "one.safetensors", "--prompt", "a")
     refused(2, "is a denoiser", "sample", "one-step", "--model", made / "sd15", "--prompt", "a")
+    refused(2, "one method at a time", "sample", "--compare", "euler,heun", "--model", made / "sd15")
+    refused(2, "works on models without prompts", "restore", "dps", "--model", made / "sd15")
     refused(2, "works on models without prompts", "evaluate", "fd", "--samples", made / "one.safetensors")
 
 
@@ -276,10 +279,13 @@ def test_prompts_of_a_run_are_those_of_its_evaluation(made: Path, monkeypatch: p
     assert figures[0] == figures[1]
 
 
-def test_records_keep_what_geneval_asks_for(made: Path) -> None:
+def test_records_keep_what_geneval_asks_for(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("g.jsonl").write_text("".join(json.dumps(each) + "\n" for each in GENEVAL))
     done(
         "sample", "euler", "--model", made / "sd15", "--prompts", "g.jsonl", "--per-prompt", 2, "--nfe", 1, "--out", "r"
     )
     asked = [each for each in geneval.read_prompts(Path("g.jsonl")) for _ in range(2)]
     assert geneval.read_prompts(Path("r/prompts.jsonl")) == asked
+    monkeypatch.setattr(mask2former, "build", lambda *_, **__: Seen())
+    done("evaluate", "geneval", "--samples", "r", "--prompts", "g.jsonl", "--set", "method.per_prompt=2", "--out", "e")
+    assert info(Path("e"))["metrics"].keys() >= {"geneval_single_object", "geneval_counting"}

@@ -69,6 +69,11 @@ def run(job: Job) -> Outcome:
     if kind in ("denoiser", "generator") and pipelines.is_text(job.recipe.model):
         painted: Outcome = importlib.import_module("gentk.tasks.sample._painting").execute(job)
         return painted
+    if kind == "comparison" and pipelines.is_text(job.recipe.model):
+        raise RecipeError(
+            f"`{job.recipe.model}`: text-to-image models are sampled one method at a time",
+            hint=f"gentk sample euler --model {job.recipe.model} --prompt TEXT",
+        )
     if job.recipe.prompts is not None:
         raise RecipeError(
             f"prompts: `{job.recipe.model}` is no text-to-image model", hint=f"one of {', '.join(pipelines.BY_NAME)}"
