@@ -8,6 +8,7 @@ The sizes of the table's networks are those of the published configurations; the
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from gentk.tasks.distill._teachers import Taught
 GIB = 2**30
 CARDS = (24, 80, 141)
 DEVICES = (1, 4, 8)
+KINDS = ("ddp", "fsdp")
+BATCHES = (1, 8, 64, 512)
 SPARE = 1.5 * GIB  # a CUDA context with cuBLAS and cuDNN, from memory
 GAPS = 1.05  # what the allocator loses between blocks, a guess
 
@@ -188,37 +191,40 @@ def planned(of: Published, batch: int, layout: dict[str, Any]) -> Plan:
         return memory.plan(method, recipe.train, rules="cuda")
 
 
-def fits(plans: tuple[Plan, Plan], room: float, devices: int, parallel: Any) -> int:
-    """The largest micro-batch in `room` bytes: activations grow by the second plan's surplus with each sample."""
-    one, two = (plan.peak(devices, parallel) for plan in plans)
+def fits(plans: dict[int, Plan], room: float, devices: int, parallel: Any) -> str:
+    """The largest micro-batch in `room` bytes, by lines between the planned ones: the most is convex in the batch, so
+    that lines lie above it and the answer is not too large."""
     room = (room - SPARE) / GAPS
-    return 0 if one > room else 1 + int((room - one) / max(1, two - one))
+    peaks = {batch: plan.peak(devices, parallel) for batch, plan in plans.items()}
+    if peaks[BATCHES[0]] > room:
+        return "-"
+    for low, high in itertools.pairwise(BATCHES):
+        if peaks[high] > room:
+            return str(low + int((high - low) * (room - peaks[low]) / (peaks[high] - peaks[low])))
+    return f"{BATCHES[-1]}+"
 
 
 def table(names: list[str]) -> None:
-    """Markdown: bytes at micro-batch 1, and the largest micro-batch by card, devices and kind of parallelism."""
+    """Markdown: GiB on one device, and the largest micro-batch by card, number of devices and kind of parallelism."""
     for title, of in PUBLISHED.items():
         if names and not any(name.lower() in title.lower() for name in names):
             continue
-        method = of.method["name"]
-        print(f"\n### {title}, `{method}`, guided teacher, {of.parameters:,} parameters\n")
-        print("| layout | weights, moments, averages | one sample | each more | devices | GiB, ddp / fsdp | ", end="")
-        print(" | ".join(f"{card} GB" for card in CARDS), "|")
-        print("|" + "---|" * (6 + len(CARDS)))
+        print(f"\n### {title}, `{of.method['name']}`, guided teacher, {of.parameters:,} parameters\n")
+        print(f"| layout | always | {' | '.join(map(str, BATCHES[:-1]))} | ", end="")
+        print(" | ".join(f"{card} GB" for card in CARDS), "|\n|" + "---|" * (1 + len(BATCHES) + len(CARDS)))
         for name, layout in LAYOUTS.items():
-            plans = planned(of, 1, layout), planned(of, 2, layout)
-            kept = {work.name: {k: round(v / GIB, 3) for k, v in work.kept.items()} for work in plans[0].phases}
+            plans = {batch: planned(of, batch, layout) for batch in BATCHES}
+            kept = {work.name: {k: round(v / GIB, 3) for k, v in work.kept.items()} for work in plans[1].phases}
             print(json.dumps({"layout": name, "kept": kept}), file=sys.stderr)
-            for devices in DEVICES:
-                kinds = ("ddp", "fsdp") if devices > 1 else ("ddp",)
-                first = plans[0].peak(), plans[1].peak()
-                row = ["", "", "", ""]
-                if devices == 1:
-                    row = [name, f"{plans[0].resident / GIB:.1f}", f"{first[0] / GIB:.1f}"]
-                    row.append(f"{(first[1] - first[0]) / GIB:.2f}")
-                peaks = " / ".join(f"{plans[0].peak(devices, kind) / GIB:.1f}" for kind in kinds)
-                cells = [" / ".join(str(fits(plans, card * 1e9, devices, kind)) for kind in kinds) for card in CARDS]
-                print("| " + " | ".join([*row, str(devices), peaks, *cells]) + " |", flush=True)
+            row = [name, f"{plans[1].resident / GIB:.1f}"]
+            row += [f"{plans[batch].peak() / GIB:.1f}" for batch in BATCHES[:-1]]
+            for card in CARDS:
+                cells = [
+                    "/".join(fits(plans, card * 1e9, devices, kind) for kind in (KINDS if devices > 1 else KINDS[:1]))
+                    for devices in DEVICES
+                ]
+                row.append(", ".join(cells))
+            print("| " + " | ".join(row) + " |", flush=True)
 
 
 def recorded(act: Callable[[], object]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class PromptSource(Section):
     """Where prompts come from: written here, or a file with one for each line or record."""
 
     text: tuple[str, ...] = Field((), description="the prompts themselves")
-    file: str | None = Field(None, description=".txt (a prompt a line), .jsonl, .json (records) or .csv")
+    file: str | None = Field(None, description=".txt (a prompt a line), .jsonl, .json (records), .csv or .parquet")
     column: str = Field("prompt", description="key of the prompt in a record")
     per_prompt: PositiveInt = Field(1, description="images of each prompt, one after the other")
     negative: str = Field("", description="what guidance leads away from; empty: the null prompt")
@@ -67,9 +68,13 @@ def read(source: PromptSource) -> tuple[Record, ...]:
 
 
 def of_file(path: Path, column: str = "prompt") -> tuple[Record, ...]:
-    """The prompts of a file by its suffix: .jsonl, .json, .csv, and lines of text for any other. Raises as `read`."""
+    """The prompts of a file by its suffix: .jsonl, .json, .csv, .parquet, lines for any other. Raises as `read`."""
     if not path.is_file():
-        raise MissingAsset(f"{path}: no such file", hint=".txt, .json, .jsonl or .csv with one prompt for each image")
+        raise MissingAsset(
+            f"{path}: no such file", hint=".txt, .json, .jsonl, .csv or .parquet with one prompt for each image"
+        )
+    if path.suffix == ".parquet":
+        return tuple(_record(path, "record", k, each, column) for k, each in enumerate(_rows(path, column), 1))
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -90,6 +95,32 @@ def of_file(path: Path, column: str = "prompt") -> tuple[Record, ...]:
     if not found:
         raise RecipeError(f"{path}: empty", hint="one prompt for each image")
     return tuple(_record(path, unit, k, each, column) for k, each in found)
+
+
+def _rows(path: Path, column: str) -> list[dict[str, Any]]:
+    """The records of a parquet file, the form that data sets have on the hub: that column alone, images may lie beside.
+
+    Raises MissingAsset without pyarrow, GentkError for what it cannot read, RecipeError where there are no rows.
+    """
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise MissingAsset(
+            f"{path}: {error}", hint="pip install pyarrow, or save the column as .csv or .txt"
+        ) from error
+    try:
+        names = parquet.read_schema(path).names
+        found = parquet.read_table(path, columns=[column])[column].to_pylist() if column in names else None
+    except (OSError, ValueError) as error:
+        raise GentkError(f"{path}: cannot be read as prompts: {error}", hint="fetch or write it again") from error
+    if found is None:
+        raise GentkError(
+            f"{path}: cannot be read as prompts: no column `{column}`; it has {', '.join(names)}",
+            hint="--set prompts.column=NAME",
+        )
+    if not found:
+        raise RecipeError(f"{path}: empty", hint="one prompt for each image")
+    return [{column: text} for text in found]
 
 
 def _lines(path: Path, text: str) -> list[tuple[int, str]]:

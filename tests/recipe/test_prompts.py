@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.recipe import pipelines, store
-from gentk.recipe.prompts import PromptSource, read
+from gentk.recipe.prompts import PromptSource, of_file, read
 
 Write = Callable[[str, str], Path]
 
@@ -162,3 +163,31 @@ def test_weights_of_other_precisions_are_not_fetched() -> None:
         "safety_checker/model.safetensors",
     ):
         assert not fetched(name), name
+
+
+def test_a_column_of_a_parquet_file(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "captions.parquet"
+    table = pyarrow.table({"image": [b"x", b"y"], "caption": ["a cat", " two dogs "]})
+    parquet.write_table(table, path)
+    assert [record.text for record in of_file(path, "caption")] == ["a cat", "two dogs"]
+    with pytest.raises(GentkError, match="no column `prompt`; it has image, caption"):
+        of_file(path)
+    parquet.write_table(pyarrow.table({"prompt": ["a", None]}), path)
+    with pytest.raises(GentkError, match="record 2"):
+        of_file(path)
+    parquet.write_table(table.slice(0, 0), path)
+    with pytest.raises(RecipeError, match="empty"):
+        of_file(path, "caption")
+    path.write_bytes(b"no parquet at all")
+    with pytest.raises(GentkError, match="cannot be read as prompts"):
+        of_file(path)
+
+
+def test_parquet_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    with pytest.raises(MissingAsset, match=r"p\.parquet") as caught:
+        of_file(tmp_path / "p.parquet")
+    assert "pip install pyarrow" in str(caught.value.hint)
