@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gentk import operators
 from gentk.operators import Operator
+from gentk.operators.identity import Identity
 from gentk.operators.masks import Masked
 from gentk.restoring import Denoise, Levels, Noise
 
@@ -24,11 +25,14 @@ Flow = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Amortised:
-    """G(z; y): a flow around the Gaussian posterior under the prior N(mean, r^2), `mean` of one image's shape."""
+    """G(z; y): a flow around the Gaussian posterior under the prior N(mean, r^2), `mean` of one image's shape.
+
+    `r` is one number, or each pixel's own where the operator leaves pixels apart.
+    """
 
     flow: Flow
     mean: Tensor
-    r: float
+    r: float | Tensor
 
     def draw(self, op: Operator, y: Tensor, sigma: float, z: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, *shape) and log|det dx/dz| (B,)."""
@@ -42,16 +46,20 @@ class Amortised:
         return self.draw(op, y, sigma, x / levels[0])[0]
 
 
-def guess(op: Operator, y: Tensor, sigma: float, mean: Tensor, r: float) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the posterior under N(mean, r^2): (B, *shape) twice."""
+def guess(op: Operator, y: Tensor, sigma: float, mean: Tensor, r: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the posterior under N(mean, r^2): (B, *shape) twice; `r` as in `Amortised`."""
     middle = mean.expand(len(y), *op.shape)
+    if isinstance(op, Identity | Masked):
+        variance = torch.as_tensor(r, device=y.device).square().to(y).expand_as(middle)
+        left_over = variance * sigma**2 / (variance + sigma**2)
+        base = middle + variance / (variance + sigma**2) * op.seen(y - op(middle))
+        return base, torch.where(op.seen(torch.ones_like(y)) > 0, left_over, variance).sqrt()
+    assert isinstance(r, float)
     base = middle + operators.regularised(op, op.seen(y - op(middle)), r, sigma)
 
     def left(s: Tensor) -> Tensor:
         return 1 / (1 / r**2 + s**2 / sigma**2)
 
-    if isinstance(op, Masked):  # its own values are the pixels'
-        return base, op.spectral(torch.ones_like(base), left).sqrt()
     probe = torch.randint(0, 2, op.shape, generator=torch.Generator().manual_seed(0)).to(base) * 2 - 1
     mean_left = (op.spectral(probe[None], left)[0] * probe).mean()  # of the diagonal, by one random vector of signs
     return base, mean_left.clamp_min(1e-8).sqrt().expand_as(base)

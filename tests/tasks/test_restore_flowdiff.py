@@ -96,6 +96,11 @@ def test_moments_are_those_of_the_clean_images() -> None:
     torch.testing.assert_close(base[kept], (mean + r**2 / (r**2 + 0.09) * (y - mean))[kept])
     torch.testing.assert_close(deviation[~kept], torch.full_like(deviation[~kept], r))
     torch.testing.assert_close(deviation[kept], torch.full_like(deviation[kept], (1 / (1 / r**2 + 1 / 0.09)) ** 0.5))
+    assert isinstance(found.deviation, Tensor)
+    _, own = guess(op, y, 0.3, found.mean, found.deviation)  # with each pixel's own variance
+    v = found.variance.expand_as(y)
+    torch.testing.assert_close(own[kept], (1 / (1 / v + 1 / 0.09)).sqrt()[kept])
+    torch.testing.assert_close(own[~kept], v.sqrt()[~kept])
     told = context(op, y)
     assert torch.equal(told[:, :1], y)
     assert torch.equal(told[:, 1:] > 0, kept)

@@ -86,9 +86,11 @@ class Moments:
             self.mean = torch.full(op.shape, float(view.mean()), device=view.device)
             self.variance = torch.full_like(self.mean, max(float(view.var()) - sigma**2, _FLOOR**2))
         self.sigma, self.r = sigma, float(self.variance.mean().sqrt())
+        apart = isinstance(op, Identity | Masked)
+        self.deviation: float | Tensor = self.variance.sqrt() if apart else self.r
         self.root: Tensor | None = None
         self.whiten: Tensor | None = None
-        if isinstance(op, Identity | Masked) and self.mean.numel() <= _LARGEST:
+        if apart and self.mean.numel() <= _LARGEST:
             self._covariance((y - self.mean) * kept, kept)
 
     def _covariance(self, centred: Tensor, kept: Tensor) -> None:

@@ -118,7 +118,9 @@ def _amortised(recipe: Any, where: torch.device) -> Plan:
     if len(model.shape) != 3:
         raise RecipeError(f"model: `{recipe.model}` makes samples of shape {model.shape}, restored are images")
     mean = torch.tensor(header["mean"], device=where).reshape(model.shape)
-    return Plan(model, (1.0, 0.0), flow.Amortised(model.net, mean, header["r"]).restore, {}, flow.POSTERIOR)
+    r = header["r"]
+    r = torch.tensor(r, device=where).reshape(model.shape) if isinstance(r, list) else r  # each pixel's own, or one
+    return Plan(model, (1.0, 0.0), flow.Amortised(model.net, mean, r).restore, {}, flow.POSTERIOR)
 
 
 def execute(job: Job) -> Outcome:

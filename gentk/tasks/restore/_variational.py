@@ -88,7 +88,7 @@ class FlowDiff:
     def draw(self, flow: nn.Module, op: Operator, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """x = G(z; y) (B, *shape) and log|det dx/dz| (B,), in float32 whatever the denoiser runs in (trap 9)."""
         with torch.autocast(self.where.type, enabled=False):
-            return Amortised(flow, self.moments.mean, self.moments.r).draw(op, y, self.recipe.sigma, z)
+            return Amortised(flow, self.moments.mean, self.moments.deviation).draw(op, y, self.recipe.sigma, z)
 
     def _drawn(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Tensor, Operator, Tensor]:
         y, index = batch.x, batch.y
@@ -214,7 +214,7 @@ class FlowDiff:
             "operator": self.recipe.operator.model_dump(mode="json"),
             "sigma": self.recipe.sigma,
             "mean": self.moments.mean.flatten().tolist(),
-            "r": self.moments.r,
+            "r": r.flatten().tolist() if isinstance(r := self.moments.deviation, Tensor) else r,
             "data": data_header(self.recipe, self.data.shape),
             "licence": "Apache-2.0",
         }
