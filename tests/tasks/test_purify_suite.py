@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], str]]:
             return attack(name, victim, x, y, ids, plan)
         calls.append((ids.tolist(), plan.grad))
         found = attack("pgd-eot", victim, x, y, ids, plan)
-        return replace(found, name=name, facts={"library": "a stand-in", "calls": len(ids)})
+        return replace(found, name=name, facts={"library": "a stand-in", "steps": plan.steps, "calls": len(ids)})
 
     monkeypatch.setattr(suite, "absent", lambda name: "")
     monkeypatch.setattr(suite, "attack", one)
@@ -60,6 +60,7 @@ def test_autoattack_leaves_out_what_is_broken_on_every_draw(asked: list[tuple[li
     assert found["attacks"]["autoattack"]["calls"] == len(attacked)
     assert all(right[i]["autoattack"] == "0" for i in broken)
     assert f"was run on {len(attacked)} of 12 images" in said
+    assert "Autoattack is that of a stand-in: steps 3; its gradient is full." in said
     for rule in ("single", "average", "worst-of-4", "vote-4"):
         least = found["minimum"][rule][0]
         assert all(least <= row["accuracy"][rule][0] + 1e-12 for row in found["attacks"].values())
