@@ -111,8 +111,8 @@ class FlowDiff:
     def _fitting_gauss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, logdet, op, y = self._drawn(batch, gen)
         moments = self.moments
-        full = self.config.correlated and moments.whiten is not None
-        whiten = moments.whiten if full else moments.variance.rsqrt()
+        whiten = moments.whiten if self.config.correlated else None
+        whiten = moments.variance.rsqrt() if whiten is None else whiten
         return self._objective(op, y, x, terms.gaussian_energy(x, moments.mean, whiten), logdet)
 
     def _fitting(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
