@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,29 @@ def test_a_lead_is_the_target_s_score_in_y_and_is_learned(tmp_path: Path) -> Non
     at = (0.1 * y[:20]).requires_grad_()
     (inside,) = torch.autograd.grad(fisher.score(at).sum(), at)
     assert float(inside.abs().max()) > 1
+
+
+def test_with_smoothing_the_lead_has_the_noise_of_the_step_and_cancels_it() -> None:
+    """N(0.5, 1) known at every noise level, sigma from 0.8 to 0.2: at each step the lead is the score of that noise.
+
+    Taken whole, it leaves u = 0 on any noised draw; the clean target's score would leave (0.5 - y) (1 - 1 / (1 + s^2)).
+    """
+    settings = {"anneal": 0.0, "sigma": 0.8, "sigma_end": 0.2, "lead": True, "clip": None, "lag": None}
+    method = build("normal", steps=100, method_=settings)
+
+    def noised(t: float) -> Any:
+        return lambda x: -(x - 0.5).square().sum(1) / (2 * (1 + t * t))
+
+    object.__setattr__(method.density, "noised", noised)
+    method.smooth = True
+    with torch.no_grad():
+        method.score.share.fill_(1.0)
+    y = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    for step in (0, 50, 99):
+        list(method.phases(step))
+        s = method.sigma(step)
+        torch.testing.assert_close(method._lead(y), (0.5 - y) / (1 + s * s))
+        u = implicit.kl(method.score, method.target(step, torch.Generator()), y)
+        assert float(u.abs().max()) < 1e-5
+        off = (0.5 - y) * (1 - 1 / (1 + s * s))
+        assert float(off.abs().max()) > 0.05

@@ -102,6 +102,7 @@ class Implicit:
         spread = float(sampler.root.double().square().sum().div(dim).sqrt())
         probe.check(self.density, base, scale=spread, gen=gen)
         self.judge = Judge(recipe, self.density, sampler, where) if recipe.measure else None
+        self._step = 0  # whose noise the lead has
         self._clock: tuple[float, int] | None = None  # when this process began, and at which step
         self._apart = 0.0  # seconds of it that were not training
 
@@ -124,6 +125,7 @@ class Implicit:
 
     def phases(self, step: int) -> Iterator[Phase]:
         """Updates of the score, in rounds until Stein's identity holds for it, then of the sampler; or no more."""
+        self._step = step
         if self._clock is None:
             self._clock = (time.monotonic(), step)
         lags, k = True, 0
@@ -164,8 +166,7 @@ class Implicit:
         if self.density.estimate is not None:
             log_q = self.density.estimate(rows.common(gen))  # one estimate for all rows
         if self.smooth:
-            assert self.density.noised is not None
-            log_q = self.density.noised(self.sigma(step) * float(self.sampler.root[0]))
+            log_q = self._noised(step)
 
         def log_prob(y: Tensor) -> Tensor:
             value = lam * log_q(place(y))
@@ -174,9 +175,21 @@ class Implicit:
         return implicit.score_of(log_prob)
 
     def _lead(self, y: Tensor) -> Tensor:
-        """The target's score in y (B, D); rows far longer than what they are to explain, -eps / sigma, are cut."""
-        own = implicit.score_of(lambda at: self.density.log_prob(self.sampler.place(at)))(y)
-        return implicit.clipped(own, _LONGEST * math.sqrt(self.density.dim) / self.config.sigma)[0]
+        """The target's score in y (B, D); rows far longer than what they are to explain, -eps / sigma, are cut.
+
+        With `smooth` it is the target's with as much noise as the draws have at this step, and the noise cancels in the
+        difference of the two.
+        """
+        log_q: LogProb = self.density.log_prob
+        sigma = self.config.sigma
+        if self.smooth:
+            log_q, sigma = self._noised(self._step), self.sigma(self._step)
+        own = implicit.score_of(lambda at: log_q(self.sampler.place(at)))(y)
+        return implicit.clipped(own, _LONGEST * math.sqrt(self.density.dim) / sigma)[0]
+
+    def _noised(self, step: int) -> LogProb:
+        assert self.density.noised is not None
+        return self.density.noised(self.sigma(step) * float(self.sampler.root[0]))
 
     def _draws(self, n: int, gen: torch.Generator) -> Tensor:
         z = rows.randn((n, self.density.dim), gen, device=self.where)
