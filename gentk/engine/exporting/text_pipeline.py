@@ -22,12 +22,13 @@ from torch import Tensor
 
 from gentk.engine.draw import starts
 from gentk.engine.exporting import FOLDER_MARK, Source, Written, refuse
+from gentk.nets import text
 from gentk.nets.text.prompts import Prompts
 from gentk.processes import latent
 from gentk.processes.latent import TextToImage
 from gentk.processes.process import ratio
 from gentk.processes.schedules import Discrete, RectifiedFlow
-from gentk.recipe import extras, pipelines
+from gentk.recipe import pipelines
 
 # Of x0 over max(1, sigma): diffusers' betas are float32 (see `ddpm_pipeline`), which moves the label of a noise level.
 TOLERANCE = 1e-4
@@ -44,7 +45,7 @@ def write(source: Source, place: Path) -> Written:
     Raises RecipeError for a flow's generator that does not begin at pure noise, MissingAsset without diffusers or where
     the pipeline that the model was made from is not here.
     """
-    diffusers = extras.load("diffusers", "t2i")
+    diffusers = text.diffusers()
     model = latent.load(str(source.path), where=torch.device("cpu"))
     flow, once = isinstance(model.denoiser.process, RectifiedFlow), model.sigma_init
     if flow and once is not None and math.isfinite(once):

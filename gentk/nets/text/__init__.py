@@ -30,7 +30,7 @@ def build(family: Family, config: Mapping[str, Any]) -> Any:
     Raises MissingAsset without diffusers, GentkError for a config that the adapter does not fit.
     """
     module = _module(family)
-    return _wrapped(family, getattr(_diffusers(), module.CLASS).from_config(dict(config)))
+    return _wrapped(family, getattr(diffusers(), module.CLASS).from_config(dict(config)))
 
 
 def load(family: Family, place: Path, dtype: torch.dtype) -> Any:
@@ -56,7 +56,7 @@ def part(name: str, place: Path, dtype: torch.dtype) -> Any:
                 hint="the folder is not whole: fetch or copy it again; save_pretrained(FOLDER) writes it",
             )
     try:
-        net, info = getattr(_diffusers(), name).from_pretrained(
+        net, info = getattr(diffusers(), name).from_pretrained(
             place,
             variant=variant,
             use_safetensors=True,
@@ -83,5 +83,8 @@ def _module(family: Family) -> Any:
     return importlib.import_module(f"gentk.nets.text.{_MODULES[family]}")
 
 
-def _diffusers() -> Any:
-    return extras.load("diffusers", "t2i")
+def diffusers() -> Any:
+    """The package, which draws no progress bars of its own. Raises MissingAsset as `extras.load`."""
+    package = extras.load("diffusers", "t2i")
+    package.utils.logging.disable_progress_bar()
+    return package
