@@ -170,7 +170,9 @@ class Group:
             while time.monotonic() < end:
                 rank = self._failed()
                 if rank is not None:
-                    return self.failure(rank)
+                    failure = self.failure(rank)
+                    self.store.set(f"read/{self.rank}", "")
+                    return failure
                 if self._gone():
                     break
                 time.sleep(0.1)
@@ -250,11 +252,13 @@ def joined(facts: dict[str, Any], device: str) -> Iterator[Group]:
         yield group
     except GentkError as e:
         group.tell(e)
+        if group.first and not e.shared and not _by_agent():
+            _heard(group)
         _last(group)
         raise
     finally:
         _current = Group()
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, ValueError, AssertionError):  # gone already
             if group.first:
                 group.store.set("left", "")
             distributed.destroy_process_group()
@@ -263,9 +267,28 @@ def joined(facts: dict[str, Any], device: str) -> Iterator[Group]:
 def _last(group: Group) -> None:
     """Lets rank 0 leave before the others: it has a state to write down, and launchers end all when one has failed."""
     end = time.monotonic() + _PARTING
+    near = bool(group.places) and group.places[0]["host"] == platform.node()  # then the store need not be asked
     with contextlib.suppress(RuntimeError):  # the store has gone with rank 0
-        while not group.first and time.monotonic() < end and 0 not in group._gone() and not group.store.check(["left"]):
+        while not group.first and time.monotonic() < end and 0 not in group._gone():
+            if not near and group.store.check(["left"]):
+                return
             time.sleep(0.05)
+
+
+def _heard(group: Group) -> None:
+    """Rank 0, which keeps the store, stays until the others have read there what it has failed of."""
+    from torch import distributed
+
+    end = time.monotonic() + _PATIENCE
+    with contextlib.suppress(RuntimeError):
+        distributed.destroy_process_group()  # breaks the exchange that they wait in
+        while time.monotonic() < end and not all(group.store.check([f"read/{r}"]) for r in range(1, group.size)):
+            time.sleep(0.02)
+
+
+def _by_agent() -> bool:
+    """Whether torchrun itself keeps the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _place(device: str) -> None:
@@ -287,14 +310,13 @@ def _meet() -> Group:
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     rank, size, limit = world.rank(), world.size(), timedelta(seconds=world.timeout())
-    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself keeps the store
     try:
         if not _kept:
             _kept.append(
                 TCPStore(
                     os.environ["MASTER_ADDR"],
                     int(os.environ["MASTER_PORT"]),
-                    is_master=rank == 0 and not agents,
+                    is_master=rank == 0 and not _by_agent(),
                     wait_for_workers=False,
                     timeout=limit,
                 )

@@ -12,7 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib.backends.backend_agg  # noqa: F401  # what the members would each import on their way
 import torch
+import torch._dynamo
+import torch.distributed.checkpoint
+import torch.distributed.fsdp
 
 from gentk.engine import world
 from gentk.engine.run import Job
@@ -72,7 +76,7 @@ class Team:
             sys.stderr.flush()
             os._exit(code)
 
-    def wait(self, limit: float = 60) -> list[Member]:
+    def wait(self, limit: float = 120) -> list[Member]:
         """All of them, when they have ended; those that have not by then are killed."""
         end, codes = time.monotonic() + limit, {}
         while len(codes) < len(self.pids) and time.monotonic() < end:
@@ -97,7 +101,7 @@ def command(task: str, recipe: Path, out: Path, sets: Sequence[str] = (), **how:
 
 
 def together(
-    size: int, task: str, recipe: Path, out: Path, sets: Sequence[str] = (), limit: float = 60
+    size: int, task: str, recipe: Path, out: Path, sets: Sequence[str] = (), limit: float = 120
 ) -> list[Member]:
     """The command in `size` processes, one after the other's end."""
     if size == 1:
