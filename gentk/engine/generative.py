@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from gentk.data import DataSet, to_uint8
-from gentk.engine import pictures
+from gentk.engine import dist, pictures
 from gentk.engine.draw import batches, draw
 from gentk.errors import RecipeError
 from gentk.metrics.features import Extractor, extractor
@@ -59,7 +59,8 @@ class Sampler:
 
     def __call__(self, n: int, seed: int, *, batch: int = 500) -> Tensor:
         """Samples 0 to n of `seed`: float32 (n, *shape) on the CPU; sample k is the same for every n and batch."""
-        return torch.cat([self.part(start, count, seed) for start, count in batches(0, n, batch)])
+        parts = dist.current().spread(batches(0, n, batch), lambda part: self.part(*part, seed))
+        return torch.cat(parts)
 
     def part(self, first: int, n: int, seed: int) -> Tensor:
         """Samples `first` to `first + n` of `seed`, in one batch."""
