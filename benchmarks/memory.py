@@ -1,14 +1,13 @@
 """The memory plan: against what torch's allocator records, and for text-to-image teachers that are only numbers here.
 
     python benchmarks/memory.py check           plan and record of two steps, small networks on the CPU (2 minutes)
-    python benchmarks/memory.py table [NAME]    docs/memory.md's tables, on the meta device, no weights (10 minutes)
+    python benchmarks/memory.py table [NAME [LAYOUT]]  docs/memory.md's tables, no weights (5 minutes)
 
 The sizes of the table's networks are those of the published configurations; their counts of parameters are checked.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,8 +34,7 @@ from gentk.tasks.distill._teachers import Taught
 GIB = 2**30
 CARDS = (24, 80, 141)
 DEVICES = (1, 4, 8)
-KINDS = ("ddp", "fsdp")
-BATCHES = (1, 8, 64, 512)
+KINDS: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
 SPARE = 1.5 * GIB  # a CUDA context with cuBLAS and cuDNN, from memory
 GAPS = 1.05  # what the allocator loses between blocks, a guess
 
@@ -191,39 +189,36 @@ def planned(of: Published, batch: int, layout: dict[str, Any]) -> Plan:
         return memory.plan(method, recipe.train, rules="cuda")
 
 
-def fits(plans: dict[int, Plan], room: float, devices: int, parallel: Any) -> str:
-    """The largest micro-batch in `room` bytes, by lines between the planned ones: the most is convex in the batch, so
-    that lines lie above it and the answer is not too large."""
-    room = (room - SPARE) / GAPS
-    peaks = {batch: plan.peak(devices, parallel) for batch, plan in plans.items()}
-    if peaks[BATCHES[0]] > room:
-        return "-"
-    for low, high in itertools.pairwise(BATCHES):
-        if peaks[high] > room:
-            return str(low + int((high - low) * (room - peaks[low]) / (peaks[high] - peaks[low])))
-    return f"{BATCHES[-1]}+"
+def fits(plan: Plan, card: int) -> str:
+    """With how many devices of so many GB, and by what, one sample at a time fits."""
+    room = (card * 1e9 - SPARE) / GAPS
+    found = [
+        f"{devices} {kind}" if devices > 1 else str(devices)
+        for devices in DEVICES
+        for kind in (KINDS if devices > 1 else KINDS[:1])
+        if plan.peak(devices, kind) <= room
+    ]
+    every = len(DEVICES) * len(KINDS) - 1
+    return "any" if len(found) == every else ", ".join(found) or "-"
 
 
-def table(names: list[str]) -> None:
-    """Markdown: GiB on one device, and the largest micro-batch by card, number of devices and kind of parallelism."""
+def table(names: list[str], layouts: list[str]) -> None:
+    """Markdown: GiB of each device with one sample at a time, what a second one adds, and the cards that hold it."""
     for title, of in PUBLISHED.items():
         if names and not any(name.lower() in title.lower() for name in names):
             continue
         print(f"\n### {title}, `{of.method['name']}`, guided teacher, {of.parameters:,} parameters\n")
-        print(f"| layout | always | {' | '.join(map(str, BATCHES[:-1]))} | ", end="")
-        print(" | ".join(f"{card} GB" for card in CARDS), "|\n|" + "---|" * (1 + len(BATCHES) + len(CARDS)))
+        print(f"| layout | always | {' | '.join(map(str, DEVICES))} | second | ", end="")
+        print(" | ".join(f"{card} GB" for card in CARDS), "|\n|" + "---|" * (3 + len(DEVICES) + len(CARDS)))
         for name, layout in LAYOUTS.items():
-            plans = {batch: planned(of, batch, layout) for batch in BATCHES}
-            kept = {work.name: {k: round(v / GIB, 3) for k, v in work.kept.items()} for work in plans[1].phases}
+            if layouts and name not in layouts:
+                continue
+            one, two = planned(of, 1, layout), planned(of, 2, layout)
+            kept = {work.name: {k: round(v / GIB, 3) for k, v in work.kept.items()} for work in one.phases}
             print(json.dumps({"layout": name, "kept": kept}), file=sys.stderr)
-            row = [name, f"{plans[1].resident / GIB:.1f}"]
-            row += [f"{plans[batch].peak() / GIB:.1f}" for batch in BATCHES[:-1]]
-            for card in CARDS:
-                cells = [
-                    "/".join(fits(plans, card * 1e9, devices, kind) for kind in (KINDS if devices > 1 else KINDS[:1]))
-                    for devices in DEVICES
-                ]
-                row.append(", ".join(cells))
+            row = [name, f"{one.resident / GIB:.1f}", f"{one.peak() / GIB:.1f}"]
+            row += ["/".join(f"{one.peak(devices, kind) / GIB:.1f}" for kind in KINDS) for devices in DEVICES[1:]]
+            row += [f"{(two.peak() - one.peak()) / GIB:.2f}", *(fits(one, card) for card in CARDS)]
             print("| " + " | ".join(row) + " |", flush=True)
 
 
@@ -273,4 +268,4 @@ def check() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    check() if sys.argv[1:2] == ["check"] else table(sys.argv[2:])
+    check() if sys.argv[1:2] == ["check"] else table(sys.argv[2:3], sys.argv[3:])
