@@ -72,8 +72,8 @@ def remarks(
     for row in found.rows:
         library = row.made.facts.get("library") if row.made else None
         if row.made and library:
-            known = ", ".join(f"{k} {row.made.facts[k]}" for k in ("version", "steps", "eot") if k in row.made.facts)
-            words = f"{row.name} is that of {library}{known and ': '}{known}; its gradient is {row.made.knowledge}."
+            asked = ", ".join(f"{k} {row.made.facts[k]}" for k in ("version", "steps", "eot") if k in row.made.facts)
+            words = f"{row.name} is that of {library}{asked and ': '}{asked}; its gradient is {row.made.knowledge}."
             said.append({"kind": "note", "words": _sentence(words)})
         spared = row.made.facts.get("left_as_broken", 0) if row.made else 0
         if spared:
