@@ -1,6 +1,6 @@
 """Priors learned from corrupted digits alone, beside the bound and the baselines; and what each is worth as a restorer.
 
-    python benchmarks/restore_digits.py [--seeds 0,1,2] [--out runs/restore] [--only priors|restorers] [--operators ...]
+    python benchmarks/restore_digits.py [--seeds 0,1,2] [--out DIR] [--only priors|restorers|start] [--operators ...]
 
 Noise of deviation .5 in [-1, 1], or half of the pixels hidden and noise of .05. Every run is a `gentk restore ...` in a
 folder of its own: the table can be had again, or a stopped benchmark gone on with, by the same command. `--have`
@@ -51,10 +51,11 @@ IMAGES = ("-n", "50")
 
 
 def gentk(words: Sequence[str], out: Path, *, have: bool) -> dict[str, float] | None:
-    """The figures of a run; with `have` None where it is not finished."""
-    record = out / "run.json"
-    if have and (not record.exists() or json.loads(record.read_text())["status"] != "done"):
-        return None
+    """The figures of a run; with `have` those on disk, None where it is not finished."""
+    if have:
+        record = out / "run.json"
+        kept = json.loads(record.read_text()) if record.exists() else {"status": "absent"}
+        return kept["metrics"] | {"seconds": kept["seconds"]} if kept["status"] == "done" else None
     command = [sys.executable, "-m", "gentk", "restore", *words, "--out", str(out), "--quiet", "--json"]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     figures: dict[str, float] = answer["metrics"]
@@ -120,6 +121,47 @@ def restorers(op: str, seed: str, out: Path, *, have: bool) -> None:
     table(rows, columns)
 
 
+def start(op: str) -> None:
+    """What the measurements' mean and covariance alone are worth: the prior that flowdiff and em begin with."""
+    import torch
+    from torch import Tensor
+
+    from gentk.engine.generative import rounded
+    from gentk.metrics.features import extractor
+    from gentk.metrics.frechet import frechet
+    from gentk.metrics.paired import psnr
+    from gentk.metrics.quality import all_of, moments
+    from gentk.recipe import load, store
+    from gentk.tasks.restore._corrupted import Corrupted, Moments
+    from gentk.tasks.restore._rounds import gaussian
+
+    name = "restore/flowdiff/digits" + ("-inpaint" if op == "inpaint" else "")
+    recipe = load.load(next(each.path for each in store.recipes() if each.name == name), []).recipe
+    held, test = (Corrupted(recipe, split, torch.device("cpu")) for split in ("train", "test"))
+    known, gen = Moments(held, recipe.sigma), torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=gen)
+
+    y, at, x = test.first(200)
+    draws = torch.stack([gaussian(at, y, recipe.sigma, known, noise) for _ in range(16)], 1)
+    views = {"psnr_mean": draws.mean(1), "psnr_draw": draws[:, 0]}
+    row = {key: float(psnr(each.clamp(-1, 1), x, data_range=2).mean()) for key, each in views.items()}
+    features = extractor("classifier-digits", shape=(1, 8, 8), where=torch.device("cpu"))
+    real = moments(features(all_of(held.clean)))
+    y, at, _ = held.first(len(held))
+    assert known.root is not None
+    white = noise(torch.empty(2000, 64))
+    sets = {
+        "fd_measured": y,
+        "fd_draws": gaussian(at, y, recipe.sigma, known, noise),
+        "fd": known.mean + (white @ known.root.T).reshape(-1, 1, 8, 8),
+    }
+    row |= {key: frechet(real, moments(features(rounded(each)))) for key, each in sets.items()}
+    print(f"\n{op}: the Gaussian prior of the measurements' covariance\n")
+    table({"gaussian": [row]}, tuple(row))
+
+
 def picture(seed: str, out: Path, path: Path) -> None:
     """What the two runs of flowdiff show of held-out digits, one above the other."""
     from PIL import Image
@@ -141,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, default=Path("runs/restore"))
     parser.add_argument("--operators", default="noise,inpaint")
-    parser.add_argument("--only", choices=("priors", "restorers"))
+    parser.add_argument("--only", choices=("priors", "restorers", "start"))
     parser.add_argument("--have", action="store_true")
     parser.add_argument(
         "--picture", type=Path, help="write truth, measured, mean, draw and deviation of both runs here"
@@ -149,9 +191,11 @@ def main() -> None:
     given = parser.parse_args()
     seeds = given.seeds.split(",")
     for op in given.operators.split(","):
-        if given.only != "restorers":
+        if given.only in (None, "start"):
+            start(op)
+        if given.only in (None, "priors"):
             priors(op, seeds, given.out, have=given.have)
-        if given.only != "priors":
+        if given.only in (None, "restorers"):
             restorers(op, seeds[0], given.out, have=given.have)
     if given.picture:
         picture(seeds[0], given.out, given.picture)
