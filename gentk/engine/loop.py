@@ -157,6 +157,14 @@ class _At:
         bad = tuple(int(r) for r in (~heard.losses.isfinite()).nonzero().flatten()) or heard.apart
         return heard.loss, f" on rank {', '.join(map(str, bad))}" if bad else ""
 
+    def end(self) -> None:
+        """Raises Stopped, in all processes at this step."""
+        try:
+            self.stop.stop()
+        except GentkError as e:
+            e.shared, e.told = self.group.size > 1, not self.group.first
+            raise
+
     def stopped(self) -> bool:
         """Whether all stop after this step."""
         if self.group.size == 1:
@@ -234,7 +242,7 @@ def fit(
                 state.save(folder, train.keep, at.group)
                 run.update(step=state.step, steps=train.steps)
                 if stopped and not last:
-                    stop.stop()
+                    at.end()
     state.averaged = state.shown()
     state.gather()
     return state

@@ -102,8 +102,9 @@ def test_a_killed_process_does_not_hang_the_other(victim: int, recipe: Path, tmp
     assert "the same command goes on from the last checkpoint" in other.said
     if victim == 1:
         assert info(tmp_path / "run")["status"] == "failed"
+    before = max((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     again = started(recipe, tmp_path / "run")  # and the folder is free
-    until(lambda: "resumed" in (tmp_path / "run" / "log.txt").read_text())
+    until(lambda: max((tmp_path / "run" / "checkpoints").glob("[0-9]*/meta.json")).parent > before)
     os.kill(again.pids[0], signal.SIGTERM)
     assert [m.code for m in again.wait()] == [75, 75]
 
