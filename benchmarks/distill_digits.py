@@ -68,7 +68,9 @@ def draw(curves: dict[str, list[dict[int, float]]], level: float, teacher: str, 
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_between([x / 1000 for x in images], low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axes.axhline(level, color="0.4", linestyle="--", linewidth=1, label=f"teacher ({teacher}), 10,000 samples")
-    axes.set(yscale="log", xlabel="generator images, thousands", ylabel="Frechet distance of the student, 2,000 samples")
+    axes.set(
+        yscale="log", xlabel="generator images, thousands", ylabel="Frechet distance of the student, 2,000 samples"
+    )
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(frameon=False)

@@ -33,7 +33,8 @@ Seeds = Annotated[
 Runs = Annotated[list[str] | None, typer.Argument(metavar="[RUN RUN]", help="For `compare`: two finished evaluations.")]
 Reference = Annotated[str | None, typer.Option(help="Data set, folder of pictures, or .npz of statistics.")]
 Reward = Annotated[
-    str | None, typer.Option(metavar="NAME[,NAME]...", help="Rewards instead of the recipe's: class, MODULE:FUNCTION, ...")
+    str | None,
+    typer.Option(metavar="NAME[,NAME]...", help="Rewards instead of the recipe's: class, MODULE:FUNCTION, ..."),
 ]
 Weights = Annotated[str | None, typer.Option(help="File of the metric's network.")]
 Prompts = Annotated[str | None, typer.Option(help="File of prompts: .txt, .json or .jsonl.")]
