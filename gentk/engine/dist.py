@@ -313,6 +313,10 @@ def _meet() -> Group:
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     rank, size, limit = world.rank(), world.size(), timedelta(seconds=world.timeout())
+    if os.environ["MASTER_PORT"] == "0":  # torchrun hands it on as it is, and nobody would ever be met there
+        raise RecipeError(
+            f"rank {rank}: MASTER_PORT is 0, which is no address", hint="leave torchrun's --master-port out"
+        )
     try:
         if not _kept:
             _kept.append(

@@ -229,7 +229,7 @@ def test_half_an_environment_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_under_torchrun_as_a_user_gives_it(tmp_path: Path) -> None:
     """stdout is rank 0's answer, one JSON object; a wrong command is said once."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = ["sample", "heun", "-n", "4", "--nfe", "3", "--set", "batch=2", "--out", "run", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -239,3 +239,11 @@ def test_under_torchrun_as_a_user_gives_it(tmp_path: Path) -> None:
     answer = json.loads(done.stdout)
     assert (answer["status"], answer["metrics"]["n"]) == ("done", 4)
     assert info(tmp_path / "run")["world_size"] == 2
+
+
+def test_a_port_that_is_none_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `torchrun --master-port 0` hands on; without this the processes would wait for the whole time limit."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="MASTER_PORT is 0"), dist.joined({}, "cpu"):
+        pass
