@@ -45,7 +45,7 @@ class Showing:
         """Along the way: samples, landscape, the distance of few samples, KL in the plane."""
         chains = self._chains()
         shown = chains(_POINTS if self.plane else _SHOWN, self.fit.recipe.seed, batch=self.section.batch)
-        figures = self._judge().glance(chains, self.fit.recipe.seed) if self.fit.recipe.measure else {}  # type: ignore[arg-type]
+        figures = self._judge().glance(chains, self.fit.recipe.seed) if self.fit.recipe.measure else {}
         extra, drawn = self._plane() if self.plane else ({}, {})
         return Result(figures | extra, drawn | {"samples": picture({"samples": shown})})
 
@@ -56,7 +56,7 @@ class Showing:
         seed, section = self.fit.recipe.seed, self.section
         if self.fit.recipe.measure:
             judge, chains = self._judge(), self._chains()
-            figures |= judge(chains, seed)  # type: ignore[arg-type]
+            figures |= judge(chains, seed)
             if section.longer:
                 long = self._chains(section.longer)
                 samples = rounded(long(section.n, seed, batch=section.batch))
