@@ -35,7 +35,15 @@ Weight = Literal["const", "sid-l1", "edm", "s2", "s4", "velocity"]
 _SMALLEST_TIME = 1e-3  # where the velocity weight, 1 / t^2, stops growing
 
 
-def sim(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, distance: Distance, c: float, path: Path) -> Tensor:
+def sim(
+    x0: Tensor,
+    d_teacher: Tensor,
+    d_fake: Tensor,
+    *,
+    distance: Distance,
+    c: float | Literal["auto"],
+    path: Path,
+) -> Tensor:
     """Score implicit matching's generator loss (arXiv:2410.16794), d'(delta) . (d_fake - x0): (B, ...) -> (B,).
 
     Its value is not the divergence's (in the mean it is near 0 for a fitted fake score); its gradient is, where d_fake
@@ -45,8 +53,8 @@ def sim(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, distance: Distance, c:
         full      d/dtheta E_{x_t ~ p_theta} d(D_q(x_t) - D_theta(x_t)), by adding d(delta), whose gradient is the
                   sampling law's share
 
-    The unit is the denoiser's: d sees delta = -s^2 y, and `c` is compared with |delta|. For l2 the loss is that of
-    d = |delta|^2 / 2, delta . (d_fake - x0), so that
+    The unit is the denoiser's: d sees delta = -s^2 y, and `c` is compared with |delta|; `auto` is iCT's 0.00054 sqrt(d)
+    for samples of d numbers. For l2 the loss is that of d = |delta|^2 / 2, delta . (d_fake - x0), so that
 
         weight 2 / s^4    gives the score-space Fisher divergence E |s_theta - s_q|^2
         frozen, full      are SiD's loss (arXiv:2404.04057) with its alpha = 1 and 0.5
@@ -58,10 +66,11 @@ def sim(x0: Tensor, d_teacher: Tensor, d_fake: Tensor, *, distance: Distance, c:
     Raises ValueError if x0 carries a graph that d_teacher or d_fake lack.
     """
     _alive(x0, d_teacher, d_fake)
+    scale = 0.00054 * x0[0].numel() ** 0.5 if isinstance(c, str) else c
     delta = d_teacher - d_fake
-    loss = (distances.slope(delta, distance, c) * (d_fake - x0)).flatten(1).sum(1)
+    loss = (distances.slope(delta, distance, scale) * (d_fake - x0)).flatten(1).sum(1)
     if path == "full":
-        loss = loss + distances.value(delta, distance, c)
+        loss = loss + distances.value(delta, distance, scale)
     return 0.5 * loss if distance == "l2" else loss
 
 

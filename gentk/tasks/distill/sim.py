@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field
 
 from gentk.recipe.schema import KarrasUniform, Times
+from gentk.recipe.score_distance import ScoreDistance
 from gentk.tasks.distill import FromLevel, OneStepSettings
 
 if TYPE_CHECKING:  # this module must load without torch: recipes are listed and checked through it
     import torch
-    from torch import Tensor
 
     from gentk.engine.method import Trainable
 
 
-class Config(FromLevel, OneStepSettings):
+class Config(ScoreDistance, FromLevel, OneStepSettings):
     """Settings of SIM; symbols as in the paper."""
 
     name: Literal["sim"]
-    distance: Literal["pseudo-huber", "l2", "l2-norm", "smooth-l1"] = Field(
-        "pseudo-huber", description="d(y) of the score difference: sqrt(|y|^2 + c^2) - c, |y|^2, |y|, or per coordinate"
-    )
-    c: Literal["auto"] | NonNegativeFloat = Field(
-        "auto", description="pseudo-Huber constant in denoiser units; auto: 0.00054 sqrt(d), iCT's rule"
-    )
-    path: Literal["frozen", "full"] = Field(
-        "frozen", description="sampling law of the divergence: frozen as in the paper, or differentiated as well"
-    )
     noise_generator: Times = Field(KarrasUniform(name="karras"), description="noise levels of the generator update")
-
-    @model_validator(mode="after")
-    def _smooth(self) -> Self:
-        if self.distance == "smooth-l1" and self.c == 0:
-            raise ValueError("distance `smooth-l1` with c = 0 has a wrong gradient: set c > 0, or `auto`")
-        return self
 
 
 def build(recipe: Any, where: torch.device) -> Trainable:
@@ -44,9 +30,5 @@ def build(recipe: Any, where: torch.device) -> Trainable:
     from gentk.tasks.distill._one_step import OneStep
 
     config: Config = recipe.method
-
-    def objective(x0: Tensor, d_teacher: Tensor, d_fake: Tensor) -> Tensor:
-        c = 0.00054 * x0[0].numel() ** 0.5 if config.c == "auto" else config.c
-        return sim(x0, d_teacher, d_fake, distance=config.distance, c=c, path=config.path)
-
+    objective = partial(sim, distance=config.distance, c=config.c, path=config.path)
     return OneStep(recipe, where, objective)
