@@ -262,6 +262,17 @@ def label_dropout(header: Mapping[str, Any]) -> float:
     return float(recipe.get("method", {}).get("label_dropout", 0.0))
 
 
+def check_guidable(model: Model, key: str, *, hint: str) -> None:
+    """Raises RecipeError, at the recipe's `key`, where a class-conditional model has nothing to be guided away from."""
+    if not model.classes:
+        raise RecipeError(f"{key}: `{model.name}` is unconditional, there is nothing to guide towards", hint=hint)
+    if not label_dropout(model.header):
+        raise RecipeError(
+            f"{key}: `{model.name}` did not learn with label dropout, it knows no call without a label",
+            hint=f"{hint}, or train it with method.label_dropout above 0",
+        )
+
+
 def gaps(s: Tensor, delta: Tensor) -> Metrics:
     """Mean |delta|^2 / d, all and by noise level: a signed loss says nothing, this falls as the student nears.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gentk.engine.one_step import Conditions, Labels, label_dropout
+from gentk.engine.one_step import Conditions, Labels, check_guidable
 from gentk.engine.prompt_list import PromptList
 from gentk.errors import RecipeError
 from gentk.nets.text.prompts import Prompts
@@ -216,15 +216,5 @@ def _fit(model: Model, reference: Model, recipe: Any) -> None:
 
 def _check_guidance(config: AlignSettings, reference: Model) -> None:
     """Raises RecipeError where guidance has nothing to work with."""
-    if not config.alpha_cfg:
-        return
-    if not reference.classes:
-        raise RecipeError(
-            f"method.alpha_cfg: `{reference.name}` is unconditional, there is nothing to guide towards",
-            hint="leave it at 0",
-        )
-    if not label_dropout(reference.header):
-        raise RecipeError(
-            f"method.alpha_cfg: `{reference.name}` did not learn with label dropout, it knows no call without a label",
-            hint="leave it at 0, or train the reference with method.label_dropout above 0",
-        )
+    if config.alpha_cfg:
+        check_guidable(reference, "method.alpha_cfg", hint="leave it at 0")

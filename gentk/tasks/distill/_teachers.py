@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gentk.engine.one_step import Conditions, Labels, label_dropout
+from gentk.engine.one_step import Conditions, Labels, check_guidable
 from gentk.engine.prompt_list import PromptList
 from gentk.errors import RecipeError
 from gentk.nets.text.codec import Codec
@@ -132,16 +132,7 @@ def _check(guidance: Guidance, model: Model) -> None:
     """Raises RecipeError for guidance that this teacher cannot have."""
     if guidance == Guidance():
         return
-    if not model.classes:
-        raise RecipeError(
-            f"method.guidance: `{model.name}` is unconditional, there is nothing to guide towards",
-            hint="leave guidance out",
-        )
-    if not label_dropout(model.header):
-        raise RecipeError(
-            f"method.guidance: `{model.name}` did not learn with label dropout, it knows no call without a label",
-            hint="train the teacher with method.label_dropout above 0",
-        )
+    check_guidable(model, "method.guidance", hint="leave guidance out")
     _check_hidden(guidance)
 
 
