@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,20 +222,9 @@ def table(names: list[str], layouts: list[str]) -> None:
             print("| " + " | ".join(row) + " |", flush=True)
 
 
-def recorded(act: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator had given out at once during `act`."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        act()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
-
-
 def check() -> None:
     """Plan and record of whole runs of two steps: the digits' recipes, and the tiny pipelines of the tests."""
+    from tests.engine.allocator import recorded
     from tests.nets import tiny_pipelines
     from tests.tasks.toys import fit
 

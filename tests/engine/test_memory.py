@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from gentk.nets.recompute import recompute
 from gentk.nets.unet import UNet
 from gentk.recipe import registry
 from gentk.recipe.schema import Optimiser, Train
+from tests.engine.allocator import recorded
 from tests.tasks.toys import CPU, VE, fit, recipe, write_teacher
 
 META = torch.device("meta")
@@ -106,18 +107,6 @@ def test_autocast_is_followed(rules: str) -> None:
 
 
 # --- real runs ------------------------------------------------------------------------------------------------------
-
-
-def recorded(act: Callable[[], object]) -> int:
-    """The most bytes that torch's CPU allocator had given out at once, of those it gave out during `act`."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        act()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 @pytest.fixture(scope="module")
