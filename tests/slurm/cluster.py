@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "sinfo")
@@ -107,11 +108,15 @@ class Cluster:
         return self("sbatch", "--parsable", *words, stdin=script, cwd=cwd).strip()
 
     def job(self, ref: str) -> dict[str, str]:
-        """What Slurm knows of a job; a requeued one is let go at once, without Slurm's pause of two minutes."""
+        """What Slurm knows of a job; a requeued one is let go soon, without Slurm's pause of two minutes.
+
+        Not in the same second: Slurm has just revoked what the job was started with, by time, and would fail it.
+        """
         line = self("scontrol", "show", "job", "-o", ref).splitlines()[0]
         facts = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
-        if facts["JobState"] == "PENDING" and facts.get("Reason") == "BeginTime":
-            self("scontrol", "update", f"JobId={facts['JobId']}", "StartTime=now")
+        paused = facts["JobState"] == "PENDING" and facts.get("Reason") == "BeginTime"
+        if paused and datetime.fromisoformat(facts["StartTime"]) > datetime.now() + timedelta(seconds=5):
+            self("scontrol", "update", f"JobId={facts['JobId']}", "StartTime=now+3")
         return facts
 
     def state(self, ref: str) -> str:
