@@ -10,7 +10,9 @@ them: it then keeps these, the answers and one number a row; elsewhere torch mak
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -58,6 +60,8 @@ _WIDE = {
     torch.rsqrt,
     F.mse_loss,
 }
+
+_exact = ContextVar("_exact", default=False)
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -127,9 +131,13 @@ class Casts(TorchFunctionMode):
     ) -> Any:
         """The function on operands of the data type that it would have."""
         named = kwargs or {}
-        if self.low and func in _LOW:
+        if func is torch.autograd.grad:
+            with self, exact(off=True):  # what is computed again on the way is computed as in the loop
+                return _gradients(*args, **named)
+        low = self.low and not _exact.get()
+        if low and func in _LOW:
             args, named = self._cast(args, torch.bfloat16), self._cast(named, torch.bfloat16)
-        elif self.low and self.wide and func in _WIDE:
+        elif low and self.wide and func in _WIDE:
             args, named = self._cast(args, torch.float32), self._cast(named, torch.float32)
         if func is F.scaled_dot_product_attention and all(_abstract(x) and x.stride(-1) == 1 for x in args[:3]):
             return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
@@ -162,6 +170,28 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *_grads: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the operands' shapes."""
         return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def exact(*, off: bool = False) -> Iterator[None]:
+    """No casts in the block, as where a loss turns autocast off; `off`: casts again."""
+    token = _exact.set(not off)
+    try:
+        yield
+    finally:
+        _exact.reset(token)
+
+
+def _gradients(outputs: Iterable[Tensor], inputs: Iterable[Tensor], **named: Any) -> tuple[Tensor | None, ...]:
+    """torch.autograd.grad as its own call hands it over, with the modes around it kept on, as in `backward`."""
+    outputs, create = tuple(outputs), bool(named["create_graph"])
+    keep = create if named["retain_graph"] is None else bool(named["retain_graph"])
+    along = named["grad_outputs"]
+    ones = tuple(torch.ones_like(x) for x in outputs) if along is None else tuple(along)
+    found: tuple[Tensor | None, ...] = torch.autograd.graph._engine_run_backward(
+        outputs, ones, keep, create, tuple(inputs), bool(named["allow_unused"]), accumulate_grad=False
+    )
+    return found
 
 
 def backward(loss: Tensor) -> None:

@@ -61,10 +61,13 @@ def _say(run: Run, step: int, shown: Result) -> None:
     new = [each for each in shown.remarks if each["name"] not in {k["name"] for k in known}]
     for remark in new:
         line = f"step {step}: {remark['words']}"
-        if remark["kind"] == "flag":
+        warning = remark["kind"] != "note"
+        if warning:
             run.warn(line)
-            if not run.job.quiet:
-                print(f"warning: {line}", file=sys.stderr)
+        else:
+            run.log.text(line)
+        if not run.job.quiet:
+            print(f"warning: {line}" if warning else line, file=sys.stderr)
     if new:
         run.update(remarks=known + [each | {"words": f"Step {step}: {each['words']}"} for each in new])
     if shown.halt:

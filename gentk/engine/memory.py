@@ -1,4 +1,4 @@
-"""What a training run wants of a device's memory, by following one step of it without numbers (`allocations`).
+"""What a training run wants of a device's memory, by following steps of it without numbers (`allocations`).
 
     resident    weights of all networks, two moments of Adam for each weight that learns, averages: there all the time
     a phase     what one update makes on top: activations kept for the backward pass, gradients, what is in passing
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Plan:
-    """The memory of a run: networks that learn, bytes of `frozen` ones, and the phases of a step."""
+    """The memory of a run: networks that learn, bytes of `frozen` ones, and the phases of its steps."""
 
     nets: Mapping[str, Part]
     frozen: int
@@ -77,21 +77,25 @@ class Plan:
 def plan(method: Trainable, train: Train, *, rules: str, devices: int = 1) -> Plan:
     """The plan of a method that was built on the meta device, by one micro-batch of each phase (two where it has more).
 
-    `rules`: whose autocast, cuda or cpu. The batch is divided among `devices`.
+    Phases are those of the first step and of the last: a warm-up has fewer. `rules`: whose autocast, cuda or cpu. The
+    batch is divided among `devices`.
     """
     if train.checkpointing:
         saving(method.nets)
-    micro, phases = train.batch // train.accumulate // devices, []
+    micro = train.batch // train.accumulate // devices
+    phases: dict[str, Work] = {}
     seen: dict[int, int] = {}
-    for phase in method.phases(0):
-        work, given = _follow(method, phase, micro, min(2, train.accumulate), train.precision, rules)
-        phases.append(work)
-        seen |= given
+    for step in dict.fromkeys((0, train.steps - 1)):
+        for phase in method.phases(step):
+            if phase.name not in phases:
+                work, given = _follow(method, phase, micro, min(2, train.accumulate), train.precision, rules)
+                phases[phase.name] = work
+                seen |= given
     for net in _others(method).values():  # what no phase calls, such as the decoder of latents, lies there as well
         seen |= {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in _tensors(net)}
     learn = {t.untyped_storage()._cdata for net in method.nets.values() for t in _tensors(net)}
     frozen = sum(count for key, count in seen.items() if key not in learn)
-    return Plan({name: _part(method, name) for name in method.nets}, frozen, tuple(phases))
+    return Plan({name: _part(method, name) for name in method.nets}, frozen, tuple(phases.values()))
 
 
 def _follow(

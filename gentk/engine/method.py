@@ -118,7 +118,7 @@ class Result:
     pictures: dict[str, Image] = field(default_factory=dict)
     exports: dict[str, Export] = field(default_factory=dict)
     remarks: tuple[dict[str, str], ...] = ()
-    """What is said in words, each once: `name`, `kind` (`flag`: an alarm) and `words`."""
+    """What is said in words, each once: `name`, `words` and `kind`: `flag` (an alarm), `warning` or `note`."""
     halt: bool = False
     """Of a preview: the training ends here."""
     rank: float | None = None

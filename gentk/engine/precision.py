@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from gentk.engine import allocations
 from gentk.errors import RecipeError
 from gentk.nets.recompute import recompute
 
@@ -34,6 +35,11 @@ def autocast(where: torch.device, precision: str) -> AbstractContextManager[obje
     if precision == "bf16":
         return torch.autocast(where.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def exact(where: torch.device) -> AbstractContextManager[object]:
+    """No autocast in the block, whatever the loop has: what is computed there must not be rounded."""
+    return allocations.exact() if where.type == "meta" else torch.autocast(where.type, enabled=False)
 
 
 def compiled(nets: Mapping[str, nn.Module]) -> None:

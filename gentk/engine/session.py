@@ -93,19 +93,19 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _plan(job: Job, build: Build) -> Outcome:
-    """What `--dry-run` says: the resolved recipe, memory, and the first step's updates. Nothing is run or written."""
+    """What `--dry-run` says: the resolved recipe, memory, and the updates of a step. Nothing is run or written."""
     train, where = job.recipe.train, precision.device(job.device)
     lines = [dump(job.recipe).rstrip(), ""]
-    devices = dist.current().size
+    devices, last = dist.current().size, train.steps - 1  # a warm-up has fewer updates than the steps after it
     try:
         method = build(job.recipe, memory.META)
         told = memory.lines(memory.plan(method, train, rules=where.type, devices=devices), train, devices)
     except (RuntimeError, TypeError):  # a method that looks at numbers, or at its device, while it is built or run
-        method = build(job.recipe, where)
+        method, last = build(job.recipe, where), 0  # between updates of a later step real work may be done
         told = memory.without_activations(method)
     lines += [f"# {line}" for line in told]
     lines.append(f"# disk: {room.wanted(method, train.keep)}")
-    order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(0))
+    order = " -> ".join(f"{p.name} ({', '.join(p.nets)})" for p in method.phases(last))
     lines.append(f"# each step: {order}")
     lines.append(
         f"# {train.steps:,} steps of {train.batch}: {train.steps * train.batch:,} images per phase, in {job.out}"

@@ -30,6 +30,7 @@ from gentk.recipe import registry
 from gentk.recipe.load import load
 
 _ONE_STEP = ("measure=null", "train.batch=4")
+_ALIGN = (*_ONE_STEP, "method.warmup=3")
 _POINTS = ("measure.n=200", "measure.preview=0")
 _RESTORE = ("measure=null", "train.batch=4")
 _SAMPLER = ("measure=null",)
@@ -47,8 +48,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "distill/sid": ("distill/sid/edm-digits", _ONE_STEP),
     "distill/diff-instruct": ("distill/diff-instruct/edm-digits", _ONE_STEP),
     "distill/fgm": ("distill/fgm/flow-digits", _ONE_STEP),
-    "align/dipp": ("align/dipp/sim-digits", _ONE_STEP),
-    "align/di-star": ("align/di-star/sim-digits", _ONE_STEP),
+    "align/dipp": ("align/dipp/sim-digits", _ALIGN),
+    "align/di-star": ("align/di-star/sim-digits", _ALIGN),
     "restore/flowdiff": ("restore/flowdiff/digits", (*_RESTORE, "method.warmup=3", "method.prior_steps=0")),
     "restore/naive": ("restore/naive/digits", _RESTORE),
     "restore/em": ("restore/em/digits", _RESTORE),

@@ -95,13 +95,17 @@ def test_a_rank_takes_the_distance_s_place(run: Watched) -> None:
 def test_remarks_are_said_once_and_an_end_is_noted(run: Watched, capsys: pytest.CaptureFixture[str]) -> None:
     flag = {"kind": "flag", "name": "diversity", "words": "all alike."}
     note = {"kind": "note", "name": "enough", "words": "that will do."}
+    warning = {"kind": "warning", "name": "cut", "words": "too long."}
     run.job.quiet = False
     try:
         watch(run, 10, Result(remarks=(flag,)))  # type: ignore[arg-type]
-        watch(run, 20, Result(remarks=(flag | {"words": "more alike."}, note), halt=True))  # type: ignore[arg-type]
+        watch(run, 20, Result(remarks=(flag | {"words": "more alike."}, note, warning), halt=True))  # type: ignore[arg-type]
     finally:
         run.job.quiet = True
-    assert [each["words"] for each in run.info["remarks"]] == ["Step 10: all alike.", "Step 20: that will do."]
-    assert run.warnings == ["step 10: all alike."], "a note is no warning"
-    assert capsys.readouterr().err == "warning: step 10: all alike.\n"
+    said = ["Step 10: all alike.", "Step 20: that will do.", "Step 20: too long."]
+    assert [each["words"] for each in run.info["remarks"]] == said
+    assert run.warnings == ["step 10: all alike.", "step 20: too long."], "a note is no warning"
+    told = "warning: step 10: all alike.\nstep 20: that will do.\nwarning: step 20: too long.\n"
+    assert capsys.readouterr().err == told
+    assert "step 20: that will do." in (run.folder / "log.txt").read_text(), "a run that ends early says why"
     assert run.info["halted"] == 20

@@ -71,9 +71,9 @@ def recipe(method: dict[str, Any], **own: Any) -> Any:
     return registry.recipe_schema("align", method["name"])(**head | sections)
 
 
-def build(of: Any) -> Aligning:
+def build(of: Any, where: torch.device = CPU) -> Aligning:
     """The method of a recipe, by its own `build`."""
-    built = registry.method_module("align", of.method.name).build(of, CPU)
+    built = registry.method_module("align", of.method.name).build(of, where)
     assert isinstance(built, Aligning)
     return built
 

@@ -183,6 +183,7 @@ def test_rewards_by_the_command_line(tmp_path: Path) -> None:
     assert "of: tests.tasks.align_toys:quadratic" in plan.stdout
     for words, code, said in (
         (("--reward", ","), 2, "names no reward"),
+        (("--set", "train.steps=20"), 2, "20 are no more than method.warmup, 150: the generator would never move"),
         (("--reward", "clss"), 2, "class"),
         (("--generator", "edm-digits"), 2, "is a denoiser, here a generator is needed"),
         (("--reward", "tests.tasks.align_toys:cut"), 2, "not differentiable"),

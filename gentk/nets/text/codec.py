@@ -68,6 +68,8 @@ class Codec(nn.Module):
         return images.to(latents.dtype)
 
     def _check(self, what: str, given: Tensor, made: Tensor) -> None:
+        if made.is_meta:  # sizes alone
+            return
         bad = ~made.isfinite().flatten(1).all(1)
         if not bool(bad.any()):
             return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from gentk.errors import RecipeError
 from gentk.recipe.lora import Lora
 from gentk.recipe.prompts import Latent, PromptSource
 from gentk.recipe.schema import Data, Ema, Fraction, Head, LogNormal, Measure, Optimiser, Section, Times, Train
@@ -162,4 +163,10 @@ def run(job: Job) -> Outcome:
     from gentk.engine.session import execute
     from gentk.recipe.registry import method_module
 
+    config, steps = job.recipe.method, job.recipe.train.steps
+    if config.leash and config.warmup >= steps:
+        raise RecipeError(
+            f"train.steps: {steps} are no more than method.warmup, {config.warmup}: the generator would never move",
+            hint=f"--set method.warmup={steps // 3}, or more steps",
+        )
     return execute(job, method_module("align", job.recipe.method.name).build)

@@ -25,7 +25,7 @@ from gentk.engine import rng
 from gentk.engine.generative import Judge
 from gentk.engine.method import Batch, Metrics, Phase, Result
 from gentk.engine.one_step import Core, Objective, gaps, learner, start
-from gentk.engine.precision import saving
+from gentk.engine.precision import exact, saving
 from gentk.errors import RecipeError
 from gentk.losses.divergence import diff_instruct
 from gentk.processes.models import Model
@@ -151,7 +151,7 @@ class Aligning:
         """(d mean r / dx0, d mean w D / dx0, figures) at x0, whose own graph is not looked at."""
         with torch.enable_grad():
             leaf = x0.detach().requires_grad_()
-            with self._exact():  # bf16 would round rewards, and the decoder's own precision
+            with exact(self.where):  # bf16 would round rewards, and the decoder's own precision
                 total, parts = self.rewards(self.images(leaf), cond)
                 (rewarded,) = torch.autograd.grad(total.mean(), leaf)
             figures: Metrics = {"reward": total.detach().mean()}
@@ -161,12 +161,9 @@ class Aligning:
                 nothing = torch.zeros_like(rewarded)
                 return rewarded, nothing, figures | {"divergence": nothing.sum()}
             loss, gap = self._divergence(leaf, cond, gen)
-            with self._exact():  # backward is not for autocast: it takes the precision that forward had
+            with exact(self.where):  # backward is not for autocast: it takes the precision that forward had
                 (held,) = torch.autograd.grad(loss, leaf)
         return rewarded, held, figures | {"divergence": loss.detach()} | gap
-
-    def _exact(self) -> torch.autocast:
-        return torch.autocast(self.where.type, enabled=False)
 
     def _divergence(self, x0: Tensor, cond: Any, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         omega, outside = self.config.alpha_cfg, self.config.cfg_placement == "out"

@@ -122,7 +122,7 @@ class Watcher:
         seen, _ = self._look(net)
         figures = seen | {"spread_ratio": _over(seen["spread"], self.start["spread"])}
         remarks = self.alarms(seen)
-        remarks += [{"kind": "note", "name": words, "words": words} for words in self.notes]
+        remarks += [{"kind": "warning", "name": words, "words": words} for words in self.notes]
         enough = self.section.enough is not None and seen["reward"] >= self.section.enough
         if enough:
             remarks.append(
