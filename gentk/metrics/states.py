@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from gentk.errors import GentkError, MissingAsset
-from gentk.recipe.weights import Weights, find
+from gentk.recipe.weights import BY_OPTION, Weights, find
 
 State = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def locate(weights: Weights, given: Path | None, offline: bool) -> Path:
+def locate(weights: Weights, given: Path | None, offline: bool, remedy: str = BY_OPTION) -> Path:
     """The file `given`, or `weights` as `gentk.recipe.weights.find` finds it; raises what that raises.
 
     A file of another format than the published one, converted by somebody, has no checksum to be held to.
     """
     if given is None or given.suffix == Path(weights.name).suffix:
-        return find(weights, given, offline)
+        return find(weights, given, offline, remedy=remedy)
     if not given.is_file():
         raise MissingAsset(f"{given}: no such file", hint=f"expected is {weights} from {weights.url}")
     return given

@@ -5,11 +5,12 @@ Images: Glow (Kingma & Dhariwal 2018, arXiv:1807.03039), its couplings told of t
 level alone and hands the rest to the next, then takes its steps {actnorm, 1 x 1 convolution in P L U form, affine
 coupling}. Points have the same steps with a matrix in place of the convolution.
 
-    z -> u, of variance about 1 at the start -> x = base + exp(g) u
+    z -> u, of variance about 1 at the start -> x = base + m + exp(g) u
 
-`base` and `width` are a guess of the posterior's mean and deviation that comes from outside; g = ln width + what the
-network makes of the context, so log|det dx/dz| = the steps' + sum of g. Everything is kept in x's dtype, which must be
-float32 or wider; log-scales are bounded, so that nothing can overflow.
+`base` and `width` are a guess of the posterior's mean and deviation that comes from outside; m and g - ln width are
+what a network of their own, the guide, makes of context and base, so log|det dx/dz| = the steps' + sum of g. The
+posterior's mean is most of what there is to learn, and couplings, which see y through few features, learn it slowly.
+Everything is kept in x's dtype, which must be float32 or wider; log-scales are bounded, so that nothing can overflow.
 """
 
 from __future__ import annotations
@@ -26,7 +27,17 @@ class ConditionalGlow(nn.Module):
     """`flow(z, context, base, width)` -> x, log|det dx/dz|: images (B, C, S, S), context (B, K, S, S), (B,)."""
 
     def __init__(
-        self, shape: tuple[int, ...], context: int, *, levels: int, steps: int, width: int, features: int, bound: float
+        self,
+        shape: tuple[int, ...],
+        context: int,
+        *,
+        levels: int,
+        steps: int,
+        width: int,
+        features: int,
+        guide: int,
+        guide_blocks: int,
+        bound: float,
     ) -> None:
         super().__init__()
         channels = shape[0]
@@ -42,26 +53,26 @@ class ConditionalGlow(nn.Module):
             )
             seen = 4 * features
             self.levels.append(nn.ModuleList(Step(channels, features, width, bound, image=True) for _ in range(steps)))
-        self.spread = nn.Conv2d(4 * context, 4 * shape[0], 3, padding=1)
-        nn.init.zeros_(self.spread.weight)
-        assert self.spread.bias is not None
-        nn.init.zeros_(self.spread.bias)
+        last = nn.Conv2d(guide, 2 * shape[0], 3, padding=1)
+        _zero(last)
+        blocks = [Residual(guide) for _ in range(guide_blocks)]
+        self.guide = nn.Sequential(nn.Conv2d(context + shape[0], guide, 3, padding=1), *blocks, nn.SiLU(), last)
 
     def forward(self, z: Tensor, context: Tensor, base: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """z -> x (B, C, S, S), log|det dx/dz| (B,)."""
         u, logdet = self._up(0, z, self._features(context), z.new_zeros(len(z)))
-        g = self._g(context, width)
-        return base + g.exp() * u, logdet + g.flatten(1).sum(1)
+        m, g = self._law(context, base, width)
+        return m + g.exp() * u, logdet + g.flatten(1).sum(1)
 
     def inverse(self, x: Tensor, context: Tensor, base: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """x -> z (B, C, S, S), log|det dz/dx| (B,)."""
-        g = self._g(context, width)
-        z, logdet = self._down(0, (x - base) / g.exp(), self._features(context), x.new_zeros(len(x)))
+        m, g = self._law(context, base, width)
+        z, logdet = self._down(0, (x - m) / g.exp(), self._features(context), x.new_zeros(len(x)))
         return z, logdet - g.flatten(1).sum(1)
 
-    def _g(self, context: Tensor, width: Tensor) -> Tensor:
-        change = F.pixel_shuffle(self.spread(F.pixel_unshuffle(context, 2)), 2)
-        return width.log() + 2 * torch.tanh(change / 2)  # a factor e^2 either way
+    def _law(self, context: Tensor, base: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        shift, change = self.guide(torch.cat([context, base], 1)).chunk(2, 1)
+        return base + shift, width.log() + 2 * torch.tanh(change / 2)  # a factor e^2 either way
 
     def _features(self, context: Tensor) -> list[Tensor]:
         found = []
@@ -96,6 +107,21 @@ class ConditionalGlow(nn.Module):
         level_steps = self.levels[level]
         assert isinstance(level_steps, nn.ModuleList)
         return [step for step in level_steps if isinstance(step, Step)]
+
+
+class Residual(nn.Module):
+    """x + conv(silu(conv(silu(x)))), the second convolution 0 at the start."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        _zero(self.second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, S, S) -> the same."""
+        out: Tensor = x + self.second(F.silu(self.first(F.silu(x))))
+        return out
 
 
 class PointFlow(nn.Module):
@@ -145,11 +171,7 @@ class Step(nn.Module):
         self.kept = channels // 2
         seen, made = self.kept + context, 2 * (channels - self.kept)
         self.net = _conv(seen, width, made) if image else _mlp(seen, width, made, depth)
-        last = self.net[-1]
-        assert isinstance(last, nn.Conv2d | nn.Linear)
-        nn.init.zeros_(last.weight)
-        assert last.bias is not None
-        nn.init.zeros_(last.bias)
+        _zero(self.net[-1])
 
     def forward(self, h: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """h -> its image, log-determinant (B,)."""
@@ -226,3 +248,10 @@ def _mlp(seen: int, width: int, made: int, depth: int) -> nn.Sequential:
         layers += [nn.Linear(seen, width), nn.SiLU()]
         seen = width
     return nn.Sequential(*layers, nn.Linear(seen, made))
+
+
+def _zero(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)

@@ -17,6 +17,8 @@ class Glow(Section):
     steps: PositiveInt = Field(4, description="actnorm, 1 x 1 convolution and coupling per level")
     width: PositiveInt = Field(32, description="channels inside of a coupling")
     features: PositiveInt = Field(16, description="channels of what each level sees of the measurement")
+    guide: PositiveInt = Field(48, description="channels of the network that moves and widens the draws")
+    guide_blocks: PositiveInt = Field(3, description="its residual blocks, at the image's own resolution")
     bound: PositiveFloat = Field(1.5, description="largest log-scale of a coupling")
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from gentk.errors import GentkError, MissingAsset, RunFailed
 from gentk.recipe import download, store
 
+BY_OPTION = "name the file by --weights PATH"
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -54,7 +56,7 @@ def find(
     given: Path | None = None,
     offline: bool = False,
     progress: download.Progress | None = None,
-    remedy: str = "name the file by --weights PATH",
+    remedy: str = BY_OPTION,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """A file that holds `weights`: `given`, else the cache's, else, unless offline, the cache's after a download.

@@ -74,7 +74,7 @@ def build(
 
     Raises MissingAsset for what is absent, GentkError for weights of another network.
     """
-    path = states.locate(AESTHETIC_V2, head, offline)
+    path = states.locate(AESTHETIC_V2, head, offline, "name the file by --set method.head=PATH")
     layers = load_head(path)
     version = 1 if isinstance(layers, Linear) else 2
     encoder = towers.load(weights, CLIP_VITL14, "ViT-L-14-quickgelu", where=where, offline=offline)

@@ -45,7 +45,16 @@ class ClipColours:
 
 def build(weights: Path | str | None = None, *, where: torch.device, offline: bool = False) -> ClipColours:
     """The classifier by CLIP `weights`, as `towers.load` takes them; None: OpenAI's. Raises what that raises."""
-    return ClipColours(towers.load(weights, CLIP_VITL14, "ViT-L-14-quickgelu", where=where, offline=offline))
+    return ClipColours(
+        towers.load(
+            weights,
+            CLIP_VITL14,
+            "ViT-L-14-quickgelu",
+            where=where,
+            offline=offline,
+            remedy="name the file by --set method.clip=PATH",
+        )
+    )
 
 
 def cut(image: Tensor, each: Detection) -> Tensor:

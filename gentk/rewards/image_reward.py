@@ -90,7 +90,8 @@ def build(
     beside = path.with_name("vocab.txt")
     if vocabulary is None and beside.is_file():
         vocabulary = beside
-    return ImageReward(path, states.locate(VOCABULARY, vocabulary, offline), where)
+    words = states.locate(VOCABULARY, vocabulary, offline, f"to {beside}")
+    return ImageReward(path, words, where)
 
 
 def _part(state: states.State, prefix: str) -> states.State:

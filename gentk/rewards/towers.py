@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gentk.errors import GentkError
 from gentk.metrics import states
 from gentk.recipe import extras, hub
-from gentk.recipe.weights import Weights
+from gentk.recipe.weights import BY_OPTION, Weights
 from gentk.rewards import pixels
 
 
@@ -49,7 +49,13 @@ class Towers(nn.Module):
 
 
 def load(
-    given: Path | str | None, default: Weights, architecture: str, *, where: torch.device, offline: bool
+    given: Path | str | None,
+    default: Weights,
+    architecture: str,
+    *,
+    where: torch.device,
+    offline: bool,
+    remedy: str = BY_OPTION,
 ) -> Towers:
     """The towers `given`: None for the file `default`, an open_clip file, or a transformers folder or hub id.
 
@@ -59,7 +65,8 @@ def load(
     if given is not None and (hub.is_id(given) or Path(given).is_dir()):
         place = hub.folder(given, offline=offline)
         return TransformersTowers(place, str(given), where, quick_gelu=architecture.endswith("-quickgelu"))
-    return OpenClipTowers(states.locate(default, None if given is None else Path(given), offline), architecture, where)
+    path = states.locate(default, None if given is None else Path(given), offline, remedy)
+    return OpenClipTowers(path, architecture, where)
 
 
 class OpenClipTowers(Towers):

@@ -19,7 +19,8 @@ def made(shape: tuple[int, ...], levels: int = 2) -> tuple[ConditionalGlow | Poi
         flow = build(Couplings(name="couplings", steps=3, width=8), shape=shape, context=3)
         context = torch.randn(2, 3)
     else:
-        flow = build(Glow(name="glow", levels=levels, steps=2, width=8, features=4), shape=shape, context=2)
+        section = Glow(name="glow", levels=levels, steps=2, width=8, features=4, guide=8, guide_blocks=1)
+        flow = build(section, shape=shape, context=2)
         context = torch.randn(2, 2, *shape[1:])
     flow = flow.double()
     randomise(flow, 1, 0.2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gentk import operators
 from gentk.engine.method import Batch
 from gentk.losses import flowdiff as terms
+from gentk.processes.denoiser import Denoiser
 from gentk.recipe import load, registry, store
 from gentk.restoring.flow import context, guess
 from gentk.tasks.restore import _learning, _variational
@@ -207,6 +208,39 @@ def test_the_denoiser_sees_draws_and_not_means() -> None:
     a = method._drawn(one, gen())[0]
     b = method._drawn(one, torch.Generator().manual_seed(1))[0]
     assert float((a - b).detach().abs().mean()) > 0.2
+
+
+class Scaled(Denoiser):
+    """(1 + a) E[x0 | x_t] of pixels that are N(.2, .6^2), each by itself; `a` is what it could learn."""
+
+    def __init__(self, like: Denoiser) -> None:
+        super().__init__(like.net, like.process, "edm", like.sigma_data)
+        self.a = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        keep = (0.36 / (0.36 + t.square())).to(x)[:, None, None, None]
+        return (1 + self.a) * (0.2 + keep * (x - 0.2))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_levels_above_the_noise_are_learned_from_what_was_measured(measured: bool) -> None:
+    """The exact denoiser stays where it is whatever the flow draws; learned from an untrained flow's draws it moves.
+
+    Forty means of 256 rows: within 4 standard errors of 0, or more than 20 away.
+    """
+    noise = {"name": "lognormal", "mean": 0.4, "std": 0.25}  # four deviations above sigma
+    method = FlowDiff(recipe(operator={"name": "noise"}, sigma=0.5, method={"measured": measured, "noise": noise}), CPU)
+    exact = Scaled(method.nets["denoiser"])
+    method.nets["denoiser"] = exact
+    found = []
+    for k in range(40):
+        own = torch.Generator().manual_seed(k)
+        y = 0.2 + (0.36 + 0.25) ** 0.5 * torch.randn(256, 1, 8, 8, generator=own)
+        loss, _ = method._denoising(Batch(256, y, torch.arange(256)), own)
+        found.append(torch.autograd.grad(loss, exact.a)[0].detach())
+    slope = torch.stack(found)
+    errors = float(slope.mean().abs() / (slope.std() / len(slope) ** 0.5))
+    assert (errors < 4) if measured else (errors > 20), errors
 
 
 def test_the_flow_stays_in_float32() -> None:

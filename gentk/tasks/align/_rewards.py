@@ -9,6 +9,7 @@ gradient is not, since a clamp alone would let no reward pull back what lies out
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def _preference(section: Preference, subject: Subject, where: torch.device, plac
             + ("a model that is asked by prompts" if subject.texts else f"{subject.classes} classes"),
             hint="leave them out" if subject.texts else "one for each class, such as [a photo of a zero, ...]; or one",
         )
-    net = network(section.name, section.weights, where)
+    net = network(section.name, section.weights, where, place)
 
     def value(x: Tensor, cond: Any) -> Tensor:
         texts = _texts(section.prompts, cond, len(x))
@@ -207,8 +208,17 @@ def _preference(section: Preference, subject: Subject, where: torch.device, plac
     return Term(section.name, value, section, net)
 
 
-def network(name: str, weights: str | None, where: torch.device) -> Any:
+def network(name: str, weights: str | None, where: torch.device, place: str) -> Any:
     """The frozen network of a preference. Raises MissingAsset with the file where its weights are absent."""
+    try:
+        return _network(name, weights, where)
+    except MissingAsset as error:  # the remedy is that of `gentk evaluate`; a reward is a record of the recipe
+        here = rf"--set 'method.rewards=[{{name: {name}, weights: \1}}]'"
+        hint = re.sub(r"--weights (\w+)", here, error.hint or "")
+        raise MissingAsset(f"{place}: {error}", hint=re.sub(r",? or [^,;]*--set method\.\w+=PATH", "", hint)) from error
+
+
+def _network(name: str, weights: str | None, where: torch.device) -> Any:
     from gentk.rewards import aesthetic, clip, hps, image_reward, pick
 
     file = None if weights is None else Path(weights)

@@ -43,7 +43,11 @@ def execute(job: Job) -> Outcome:
         return record(job, {recipe.samples: path}, lambda run: _stored(run, results))
     config = recipe.method
     source, files = samples_of(recipe, where)
-    place = weights.find(geneval.PROMPTS) if config.prompts is None else Path(config.prompts).expanduser()
+    place = (
+        weights.find(geneval.PROMPTS, remedy="name the file by --prompts FILE")
+        if config.prompts is None
+        else Path(config.prompts).expanduser()
+    )
     prompts = [prompt for prompt in geneval.read_prompts(place) for _ in range(config.per_prompt)]
     files["prompts"] = place
     if len(prompts) != source.n:

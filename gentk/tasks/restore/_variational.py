@@ -23,6 +23,7 @@ from gentk.engine import ema, pictures, rng
 from gentk.engine.generative import Judge, Sampler, picture, rounded
 from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
+from gentk.losses import ambient
 from gentk.losses import flowdiff as terms
 from gentk.losses.matching import edm
 from gentk.metrics import posterior
@@ -32,6 +33,7 @@ from gentk.metrics.points import sliced_wasserstein
 from gentk.metrics.quality import all_of, moments
 from gentk.nets import conditional_flow
 from gentk.operators import Operator
+from gentk.operators.identity import Identity
 from gentk.processes import rows, schedules, times
 from gentk.processes.denoiser import Denoiser, at_sigma
 from gentk.processes.models import fast_layout
@@ -99,14 +101,28 @@ class FlowDiff:
         return *self.draw(self.nets["flow"], op, y, z), op, y
 
     def _denoising(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
-        """Score matching on the flow's draws; the flow is not moved by it."""
+        """Score matching on the flow's draws, which does not move the flow; and on y itself at levels above its own."""
         with torch.no_grad():
-            x = self._drawn(batch, gen)[0]
+            x, _, op, y = self._drawn(batch, gen)
+        denoiser, config, sigma = self.nets["denoiser"], self.config, self.recipe.sigma
+        assert isinstance(denoiser, Denoiser)
+        t = times.draw(config.noise, denoiser.process, len(x), gen, self.where)
+        eps = rows.randn(x.shape, gen, device=self.where)
+        above = t > sigma if config.measured and isinstance(op, Identity) else torch.zeros_like(t, dtype=torch.bool)
+        parts = []
+        if (drawn := ~above).any():
+            parts.append(edm(denoiser, denoiser.process, x[drawn], t[drawn], eps[drawn], None, config.sigma_data))
+        if above.any():
+            y, s = y[above], (t[above].square() - sigma**2).sqrt()
+            every = torch.ones_like(y)
+            known = ambient.further(self._told, y, every, every, s, eps[above], sigma, config.sigma_data)
+            parts.append(known)
+        return torch.cat(parts).mean(), {}
+
+    def _told(self, x: Tensor, kept: Tensor, t: Tensor) -> Tensor:
         denoiser = self.nets["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        t = times.draw(self.config.noise, denoiser.process, len(x), gen, self.where)
-        eps = rows.randn(x.shape, gen, device=self.where)
-        return edm(denoiser, denoiser.process, x, t, eps, None, self.config.sigma_data).mean(), {}
+        return at_sigma(denoiser, x, t)
 
     def _fitting_gauss(self, batch: Batch, gen: torch.Generator) -> tuple[Tensor, Metrics]:
         x, logdet, op, y = self._drawn(batch, gen)

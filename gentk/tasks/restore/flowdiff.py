@@ -43,6 +43,10 @@ class Config(Section):
     )
     sigma_max: PositiveFloat = Field(10.0, description="its largest")
     repeats: PositiveInt = Field(2, description="calls per draw in the bound; even: pairs of opposite noise, calmer")
+    measured: bool = Field(
+        True,
+        description="where only noise was added, levels above it are learned from the measurements and not from draws",
+    )
     through: bool = Field(True, description="gradient through the denoiser; false: score distillation, biased here")
 
     @model_validator(mode="after")
