@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gentk.engine import walk
 from gentk.recipe.schema import Ema
 
 
@@ -28,16 +29,16 @@ def update(average: nn.Module, net: nn.Module, beta: float) -> None:
 
     Of networks in parts (`engine/shards.py`) each process moves its own.
     """
-    for module in (average, net):
-        reshard: Any = getattr(module, "reshard", None)
-        if reshard is not None:
-            reshard()
-    torch._foreach_lerp_([_own(p) for p in average.parameters()], [_own(p) for p in net.parameters()], 1.0 - beta)
-    for a, b in zip(average.buffers(), net.buffers(), strict=True):
+    torch._foreach_lerp_(_own(average), _own(net), 1.0 - beta)
+    for a, b in zip(walk.buffers(average), walk.buffers(net), strict=True):
         a.copy_(b)
 
 
-def _own(p: Tensor) -> Tensor:
-    to_local: Any = getattr(p.detach(), "to_local", None)  # the type itself takes a second to import
-    own: Tensor = p if to_local is None else to_local()
-    return own
+def _own(net: nn.Module) -> list[Tensor]:
+    """The parameters, or this process's part of each."""
+    reshard: Any = getattr(net, "reshard", None)
+    if reshard is None:
+        return list(walk.parameters(net))
+    reshard()
+    found: list[Any] = walk.parameters(net)  # the type of parted ones takes a second to import
+    return [p.to_local() for p in found]

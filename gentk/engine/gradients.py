@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gentk.engine import walk
 from gentk.engine.dist import Group
 
 FAULT = 1.0
@@ -42,7 +43,7 @@ def share(group: Group, nets: Sequence[nn.Module], loss: Tensor, *, fault: bool,
 
     A parameter without a gradient in every process keeps none; one without in some counts as zero there.
     """
-    parameters = [p for net in nets for p in net.parameters()]
+    parameters = [p for net in nets for p in walk.parameters(net)]
     where, size = loss.device, group.size
     told = torch.zeros(3, size, device=where)
     told[:, group.rank] = torch.stack(

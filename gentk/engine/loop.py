@@ -4,14 +4,15 @@ against numbers that are not finite, checkpoints and exact resume."""
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gentk.engine import dist, ema, gradients, optim, pictures, rng, roles
+from gentk.engine import dist, ema, gradients, optim, pictures, rng, roles, walk
 from gentk.engine.dist import Group
 from gentk.engine.keeping import watch
 from gentk.engine.method import Batch, Phase, Trainable
@@ -25,33 +26,50 @@ from gentk.errors import GentkError, RunFailed
 from gentk.recipe.schema import Ema, Train
 
 _LARGEST_SKIP = 20  # updates in a row that `nan: skip` forgives: beyond that nothing is being learned
+_MOST_ROWS = 1024  # logged values that wait on the device
 
 
 class _Means:
-    """Running means of logged tensors; they stay on the device until a line is due, so that nothing waits for it.
+    """Running means of what is logged; tensors stay on the device until a line is due, so that nothing waits for them.
 
     NaN means that there was nothing to average (no sample of a noise level in this batch) and does not count.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
+    def __init__(self, where: torch.device) -> None:
+        self.where = where
+        self.rows: dict[tuple[str, ...], list[Tensor]] = {}  # by the names that are logged together
+        self.sums: dict[str, list[float]] = {}  # and counts
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            zero = torch.zeros((), device=value.device)
-            seen = value.detach().isfinite()
-            self.sums[name] = self.sums.get(name, zero) + torch.where(seen, value.detach(), zero)
-            self.counts[name] = self.counts.get(name, zero) + seen
+        """One small copy: a step of a small network is mostly calls of torch."""
+        if values:
+            rows = self.rows.setdefault(tuple(values), [])
+            rows.append(torch.stack([value.detach().to(self.where) for value in values.values()]))
+            if len(rows) == _MOST_ROWS:
+                self._count()
+
+    def know(self, name: str, value: float, times: int = 1) -> None:
+        """Counts a number that is here already, or the sum of so many."""
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = [total + value, count + times]
 
     def take(self, group: Group) -> dict[str, float]:
         """The means over all processes since the last call."""
-        own = {name: [float(total), float(self.counts[name])] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
+        self._count()
+        own, self.sums = self.sums, {}
         if group.size > 1:
             every = [json.loads(text) for text in group.texts(json.dumps(own))]
             own = {name: [sum(each[name][k] for each in every if name in each) for k in (0, 1)] for name in own}
         return {name: total / count for name, (total, count) in own.items() if count}
+
+    def _count(self) -> None:
+        for names, rows in self.rows.items():
+            table = torch.stack(rows).double()
+            seen = table.isfinite()
+            sums, counts = torch.where(seen, table, 0.0).sum(0), seen.sum(0)
+            for name, total, count in zip(names, sums.tolist(), counts.tolist(), strict=True):
+                self.know(name, total, count)
+        self.rows = {}
 
 
 def _update(
@@ -62,8 +80,6 @@ def _update(
     for name, net in method.nets.items():  # frozen parameters, not no_grad: gradients still flow through the others
         roles.give(net, name in phase.nets)
     nets = [method.nets[name] for name in phase.nets]
-    for name in phase.nets:
-        state.optimisers[name].zero_grad(set_to_none=True)
     total, place = torch.zeros((), device=where), ""
     try:
         _backward(method, state, phase, train, seed, where, means, at.group, total)
@@ -78,27 +94,36 @@ def _update(
     for name, net in zip(phase.nets, nets, strict=True):
         clip = method.optim[name].clip
         if clip is None:  # by clipping at infinity all gradients would be multiplied by 1
-            norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in walk.parameters(net) if p.grad is not None])
         else:
-            norm = nn.utils.clip_grad_norm_(net.parameters(), clip)
+            norm = nn.utils.clip_grad_norm_(walk.parameters(net), clip)
         norms[name] = norm.full_tensor() if state.parted and hasattr(norm, "full_tensor") else norm
-    if not bool(torch.isfinite(total + sum(norms.values()))):
-        bad = "loss" if not bool(torch.isfinite(total)) else "gradient"
+    loss, *lengths = torch.stack([total, *norms.values()]).tolist()  # all that the device is waited for
+    if not all(map(math.isfinite, (loss, *lengths))):
+        bad = "gradient" if math.isfinite(loss) else "loss"
         state.skipped[phase.name] = state.skipped.get(phase.name, 0) + 1
-        for name in phase.nets:
-            state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
+        _clear(nets)
         if train.nan == "stop" or state.skipped[phase.name] > _LARGEST_SKIP:
             raise NotFinite(f"step {state.step}, phase `{phase.name}`: the {bad} is not finite{place}")
-        means.add({f"{phase.name}/skipped": torch.ones(())})
+        means.know(f"{phase.name}/skipped", 1.0)
         return
     state.skipped[phase.name] = 0
     for name in phase.nets:
         for group in state.optimisers[name].param_groups:
             group["lr"] = optim.learning_rate(method.optim[name], state.step, train.steps)
         state.optimisers[name].step()
-        state.optimisers[name].zero_grad(set_to_none=True)  # the next phase must find no gradient of this one
+    _clear(nets)
     state.gather()  # for what the method does between updates
-    means.add({f"{phase.name}/loss": total, **{f"{phase.name}/grad_norm_{k}": v for k, v in norms.items()}})
+    means.know(f"{phase.name}/loss", loss)
+    for name, length in zip(norms, lengths, strict=True):
+        means.know(f"{phase.name}/grad_norm_{name}", length)
+
+
+def _clear(nets: list[nn.Module]) -> None:
+    """Takes the gradients away: the next phase must find none of this one."""
+    for net in nets:
+        for p in walk.parameters(net):
+            p.grad = None
 
 
 def _backward(
@@ -127,8 +152,9 @@ def _backward(
             batch = Batch(rows, x.to(where), None if y is None else y.to(where), group)
         with autocast(where, train.precision):
             loss, values = phase.loss(batch, gen)
-        (loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach() / train.accumulate
+        share = loss / train.accumulate
+        share.backward()  # type: ignore[no-untyped-call]
+        total += share.detach()
         means.add({f"{phase.name}/{k}": v for k, v in values.items()})
 
 
@@ -203,7 +229,7 @@ def fit(
         saving(method.nets)
     if train.compile:
         compiled(method.nets)
-    means, mark = _Means(), (time.monotonic(), state.step)
+    means, mark = _Means(where), (time.monotonic(), state.step)
     with Progress(train.steps, train.batch, start=state.step, quiet=run.job.quiet) as progress:
         if state.step == 0 and train.sample_every:
             _preview(method, state, run, train)
@@ -246,6 +272,18 @@ def fit(
     state.averaged = state.shown()
     state.gather()
     return state
+
+
+def bare(method: Trainable, *, train: Train, seed: int, where: torch.device) -> Callable[[int], None]:
+    """step -> that step's updates, in this process alone: nothing is averaged, shown or saved. For benchmarks."""
+    state, means, at = start(method), _Means(where), _At(Group(), StopRequest())
+
+    def step(k: int) -> None:
+        state.step = k
+        for phase in method.phases(k):
+            _update(method, state, phase, train, seed, where, means, at)
+
+    return step
 
 
 def _end(run: Run, train: Train) -> int:

@@ -10,20 +10,17 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_MODULES: WeakKeyDictionary[nn.Module, list[nn.Module] | None] = WeakKeyDictionary()
+from gentk.engine import walk
+
+_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def give(net: nn.Module, moves: bool) -> None:
-    """Lets `net` learn, or freezes it: parameters without gradient (they still flow through), evaluation mode.
-
-    The modules of a network are found once; its parameters each time, for wrappers exchange them.
-    """
-    if net not in _MODULES:
-        found = list(net.modules())
-        plain = all(type(module).train is nn.Module.train for module in found)
-        _MODULES[net] = found if plain else None  # one with a `train` of its own is asked as torch asks it
-    modules = _MODULES[net]
-    if modules is None:
+    """Lets `net` learn, or freezes it: parameters without gradient (they still flow through), evaluation mode."""
+    modules = walk.modules(net)
+    if net not in _PLAIN:
+        _PLAIN[net] = all(type(module).train is nn.Module.train for module in modules)
+    if not _PLAIN[net]:  # a module with a `train` of its own is asked as torch asks it
         net.requires_grad_(moves).train(moves)
         return
     for module in modules:

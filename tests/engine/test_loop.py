@@ -146,6 +146,34 @@ def test_the_metrics_of_a_resumed_run_have_every_step_once(tmp_path: Path) -> No
     assert [row["step"] for row in rows if "eval/weight" in row] == [12]
 
 
+@pytest.mark.parametrize("most", [3, 1024])
+def test_lines_are_means_over_steps_and_micro_batches(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of any kind; NaN says that there was nothing, and a name that only ever said so is left out."""
+    monkeypatch.setattr(loop, "_MOST_ROWS", most)
+    seen: list[tuple[float, float]] = []
+
+    class Logs(Tiny):
+        def _a(self, batch, gen):  # type: ignore[no-untyped-def]
+            loss, figures = super()._a(batch, gen)
+            some = torch.tensor(len(seen) / 3, dtype=torch.float64) if len(seen) % 3 else torch.tensor(math.nan)
+            seen.append((float(figures["seen"]), float(some)))
+            whole = torch.tensor(len(seen))
+            return loss, figures | {"some": some, "whole": whole, "none": torch.tensor(math.inf)}
+
+    fit(tmp_path, Logs(), steps=8, accumulate=2, log_every=4)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, second = (row for row in lines if "a/loss" in row)
+    for row, part in ((first, seen[:8]), (second, seen[8:])):
+        given = [some for _, some in part if math.isfinite(some)]
+        assert row["a/seen"] == pytest.approx(sum(x for x, _ in part) / 8, rel=1e-6)
+        assert row["a/some"] == pytest.approx(sum(given) / len(given), rel=1e-6)
+        assert "a/none" not in row
+        assert row.keys() >= {"b/loss", "a/grad_norm_a", "b/grad_norm_b"}
+    assert (first["a/whole"], second["a/whole"]) == (4.5, 12.5)
+
+
 def test_nan_stops_with_the_phase_named_and_the_state_kept(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"step \d+, phase `a`: the loss is not finite") as failure:
         fit(tmp_path, Tiny(broken=True), steps=40)
