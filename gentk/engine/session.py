@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gentk.engine import dist, loop, memory, pictures, precision, ranks, room
+from gentk.engine import dist, heap, loop, memory, pictures, precision, ranks, room
 from gentk.engine.keeping import keep
 from gentk.engine.method import Trainable
 from gentk.engine.run import Job, Outcome, Run
@@ -53,6 +53,8 @@ def execute(job: Job, build: Build) -> Outcome:
 def _work(run: Run, build: Build, stop: StopRequest) -> None:
     job = run.job
     where = precision.device(job.device)
+    if where.type == "cpu":
+        heap.keep()
     device = torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     run.update(device=device)
     try:
