@@ -58,17 +58,21 @@ class Clock:
         self._open: list[float] = []  # seconds of parts within each part that is open
         self._began = 0.0
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        begun = time.process_time()
-        self._open.append(0.0)
-        try:
-            yield
-        finally:
-            whole = time.process_time() - begun
-            self.parts[name] += whole - self._open.pop()
-            if self._open:
-                self._open[-1] += whole
+    def around(self, name: str, function: Any) -> Any:
+        """`function`, its calls counted as the part `name`."""
+
+        def timed(*given: Any, **more: Any) -> Any:
+            begun = time.process_time()
+            self._open.append(0.0)
+            try:
+                return function(*given, **more)
+            finally:
+                whole = time.process_time() - begun
+                self.parts[name] += whole - self._open.pop()
+                if self._open:
+                    self._open[-1] += whole
+
+        return timed
 
     def step(self) -> None:
         now = time.process_time()
@@ -85,12 +89,7 @@ class Timed:
         self._method, self._clock = method, clock
         found = [*method.nets.values(), *(v for v in vars(method).values() if isinstance(v, nn.Module))]
         for net in {id(n): n for each in found for n in _networks(each)}.values():
-            forward = net.forward
-            net.forward = lambda *given, f=forward, **more: self._call(f, given, more)
-
-    def _call(self, forward: Any, given: Any, more: Any) -> Any:
-        with self._clock.part("networks"):
-            return forward(*given, **more)
+            net.forward = clock.around("networks", net.forward)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
@@ -98,11 +97,7 @@ class Timed:
     def phases(self, step: int) -> Iterator[Phase]:
         self._clock.step()
         for phase in self._method.phases(step):
-            yield replace(phase, loss=lambda batch, gen, f=phase.loss: self._loss(f, batch, gen))
-
-    def _loss(self, loss: Any, batch: Any, gen: Any) -> Any:
-        with self._clock.part("losses"):
-            return loss(batch, gen)
+            yield replace(phase, loss=self._clock.around("losses", phase.loss))
 
     def preview(self, averaged: Any) -> Result:
         return Result()
@@ -118,19 +113,12 @@ def _networks(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def timers(clock: Clock) -> Iterator[None]:
-    def around(name: str, function: Any) -> Any:
-        def timed(*given: Any, **more: Any) -> Any:
-            with clock.part(name):
-                return function(*given, **more)
-
-        return timed
-
     kept = torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step, nn.utils.get_total_norm
-    torch.Tensor.backward = around("backward", kept[0])  # type: ignore[method-assign]
-    nn.utils.clip_grad_norm_ = around("clipping", kept[1])
-    ema.update = around("averaging", kept[2])
-    torch.optim.Adam.step = around("optimiser", kept[3])  # type: ignore[method-assign]
-    nn.utils.get_total_norm = around("clipping", kept[4])
+    torch.Tensor.backward = clock.around("backward", kept[0])  # type: ignore[method-assign]
+    nn.utils.clip_grad_norm_ = clock.around("clipping", kept[1])
+    ema.update = clock.around("averaging", kept[2])
+    torch.optim.Adam.step = clock.around("optimiser", kept[3])  # type: ignore[method-assign]
+    nn.utils.get_total_norm = clock.around("clipping", kept[4])
     try:
         yield
     finally:
