@@ -23,18 +23,28 @@ Shown = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def further(
-    denoise: Shown, y: Tensor, seen: Tensor, kept: Tensor, s: Tensor, eps: Tensor, sigma: float, sigma_data: float
+    denoise: Shown,
+    y: Tensor,
+    seen: Tensor,
+    kept: Tensor,
+    s: Tensor,
+    eps: Tensor,
+    sigma: float | Tensor,
+    sigma_data: float,
 ) -> Tensor:
     """lambda(t) mean|A (Y - y)|^2, Y = K ((1 - a) D + a x_t) + (1 - K) D, a = (sigma / t)^2: (B, ...) -> (B,).
 
     y is 0 where nothing is `seen` (A); `kept` (K <= A) of 0 and 1, drawn without a look at y; s (B,) the added noise,
-    t^2 = sigma^2 + s^2; lambda as EDM's. Its minimiser is D = E[x0 | K x_t, K] in every pixel that A may see.
+    t^2 = sigma^2 + s^2; sigma one number or each row's own (B,): where it is 0 and all is shown this is EDM's error.
+    lambda as EDM's. Its minimiser is D = E[x0 | K x_t, K] in every pixel that A may see.
     """
-    level = s.reshape(-1, *[1] * (y.dim() - 1)).to(y)
-    t = (level.square() + sigma**2).sqrt()
+    level, noise = (
+        each.reshape(-1, *[1] * (y.dim() - 1)).to(y) for each in (s, torch.as_tensor(sigma, dtype=torch.float64))
+    )
+    t = (level.square() + noise.square()).sqrt()
     x = kept * (y + level * eps)
     x0 = denoise(x, kept, t.flatten())
-    a = (sigma / t).square()
+    a = (noise / t).square()
     guess = kept * ((1 - a) * x0 + a * x) + (1 - kept) * x0
     weight = (1 / t.square() + 1 / sigma_data**2).flatten()
     return weight * (seen * (guess - y)).square().flatten(1).mean(1)

@@ -124,3 +124,21 @@ def test_hiding() -> None:
     assert abs(share - 0.8) < 4 * (0.16 / 16_000) ** 0.5  # four deviations of the mean of 16,000 pixels
     assert torch.equal(kept[:, 0], kept[:, 2])
     assert torch.equal(hidden(seen, 0.0, torch.Generator()), seen)
+
+
+def test_rows_have_noise_of_their_own_and_without_any_it_is_the_denoising_error() -> None:
+    gen = torch.Generator().manual_seed(0)
+    y, eps, s = torch.randn(6, 3, generator=gen), torch.randn(6, 3, generator=gen), torch.rand(6, generator=gen) + 0.1
+    every, sigma = torch.ones(6, 3), torch.tensor([0.0, 0.4, 0.0, 0.7, 0.4, 0.0])
+
+    def denoise(x: Tensor, _: Tensor, t: Tensor) -> Tensor:
+        return x / (1 + t[:, None] ** 2)
+
+    got = further(denoise, y, every, every, s, eps, sigma, 0.5)
+    for k in range(6):
+        row = slice(k, k + 1)
+        alone = further(denoise, y[row], every[row], every[row], s[row], eps[row], float(sigma[k]), 0.5)
+        torch.testing.assert_close(got[row], alone)
+    error = (denoise(y + s[:, None] * eps, every, s) - y).square().mean(1) * (1 / s**2 + 1 / 0.5**2)
+    torch.testing.assert_close(got[sigma == 0], error[sigma == 0])
+    assert float((got - error)[sigma > 0].abs().min()) > 0.01

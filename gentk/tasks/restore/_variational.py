@@ -25,7 +25,6 @@ from gentk.engine.method import Batch, Export, Metrics, Phase, Result
 from gentk.errors import RecipeError
 from gentk.losses import ambient
 from gentk.losses import flowdiff as terms
-from gentk.losses.matching import edm
 from gentk.metrics import posterior
 from gentk.metrics.frechet import frechet
 from gentk.metrics.paired import psnr
@@ -104,20 +103,16 @@ class FlowDiff:
         """Score matching on the flow's draws, which does not move the flow; and on y itself at levels above its own."""
         with torch.no_grad():
             x, _, op, y = self._drawn(batch, gen)
-        denoiser, config, sigma = self.nets["denoiser"], self.config, self.recipe.sigma
+        denoiser, config = self.nets["denoiser"], self.config
         assert isinstance(denoiser, Denoiser)
         t = times.draw(config.noise, denoiser.process, len(x), gen, self.where)
         eps = rows.randn(x.shape, gen, device=self.where)
-        above = t > sigma if config.measured and isinstance(op, Identity) else torch.zeros_like(t, dtype=torch.bool)
-        parts = []
-        if (drawn := ~above).any():
-            parts.append(edm(denoiser, denoiser.process, x[drawn], t[drawn], eps[drawn], None, config.sigma_data))
-        if above.any():
-            y, s = y[above], (t[above].square() - sigma**2).sqrt()
-            every = torch.ones_like(y)
-            known = ambient.further(self._told, y, every, every, s, eps[above], sigma, config.sigma_data)
-            parts.append(known)
-        return torch.cat(parts).mean(), {}
+        sigma = torch.zeros_like(t)  # the noise that a row has already: a draw has none
+        if config.measured and isinstance(op, Identity):
+            sigma = torch.where(t > self.recipe.sigma, self.recipe.sigma, 0.0)
+            x = torch.where((sigma > 0).reshape(-1, *[1] * (x.dim() - 1)), y, x)
+        every, more = torch.ones_like(x), (t.square() - sigma.square()).sqrt()
+        return ambient.further(self._told, x, every, every, more, eps, sigma, config.sigma_data).mean(), {}
 
     def _told(self, x: Tensor, kept: Tensor, t: Tensor) -> Tensor:
         denoiser = self.nets["denoiser"]
