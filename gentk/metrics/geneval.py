@@ -280,16 +280,24 @@ def _detection(row: Sequence[float]) -> Detection:
     return Detection((left, top, right, bottom), score)
 
 
+_FORM = f"JSON a line: prompts as {PROMPTS.url} has them, detections as its evaluate_images.py writes them"
+
+
 def _lines(path: Path) -> list[tuple[int, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise MissingAsset(f"{path}: no such file", hint=f"the prompts are {PROMPTS} from {PROMPTS.url}") from error
-    return [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    found = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not found:
+        raise RunFailed(f"{path}: empty", hint=_FORM)
+    return found
 
 
 def _parsed(path: Path, number: int, line: str, parse: Callable[[Any], T]) -> T:
     try:
         return parse(json.loads(line))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunFailed(f"{path}:{number}: not a record of GenEval: {type(error).__name__} {error}") from error
+        raise RunFailed(
+            f"{path}:{number}: not a record of GenEval: {type(error).__name__} {error}", hint=_FORM
+        ) from error

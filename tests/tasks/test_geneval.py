@@ -121,6 +121,10 @@ def test_a_stopped_measurement_goes_on_with_the_next_picture(seen: Seen) -> None
 def test_what_cannot_be_measured(seen: Seen) -> None:
     refused(2, "24 prompts (4 pictures each) for 12 pictures", *WORDS[:6])
     refused(3, "no such file", *WORDS[:5], "none.jsonl")
+    for text, said in (("", "prompts.txt: empty"), ("two cows\n", "prompts.txt:1: not a record of GenEval")):
+        Path("prompts.txt").write_text(text)
+        refused(1, said, *WORDS[:5], "prompts.txt")
+        refused(1, "JSON a line", *WORDS[:5], "prompts.txt")
     png(Path("photographs"), images(2, shape=(3, 16, 16)) // 2 * 2)  # all even: nothing is seen
     refused(1, "the detector finds nothing on 2 photographs", *WORDS, "--set", "method.check_detector=photographs")
     done(*WORDS, "--set", "method.check_detector=pictures", "--dry-run")

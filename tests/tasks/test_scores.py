@@ -64,7 +64,8 @@ def test_pairs_must_be_pairs() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("p.txt", "a cat\n\na dog\n"),
+        ("p.txt", "a cat\na dog\n"),
+        ("p.csv", "id,prompt\n1,a cat\n2,a dog\n"),
         ("p.json", '[{"prompt": "a cat"}, {"prompt": "a dog"}]'),
         ("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
     ],
@@ -85,7 +86,12 @@ def test_prompts_that_cannot_be_used() -> None:
     Path("bad.json").write_text('[{"text": "a"}]')
     refused(1, "cannot be read as prompts", *words, "bad.json")
     Path("two.txt").write_text("a\nb\n")
-    refused(2, "2 prompts (with method.per_prompt) for 3 images", *words, "two.txt")
+    refused(2, "two.txt: 2 prompts (with method.per_prompt) for 3 images", *words, "two.txt")
+    Path("blank.txt").write_text("a\n\nb\n")
+    refused(2, "blank.txt: line 2 is blank", *words, "blank.txt")
+    Path("empty.txt").write_text("")
+    refused(2, "empty.txt: empty", *words, "empty.txt")
+    refused(2, "--prompts FILE", *words[:4])
     refused(2, "needs a reference", "evaluate", "psnr", "--samples", "p", "--set", "reference=null")
 
 

@@ -57,7 +57,9 @@ class ScoreSettings(Section):
 class PromptSettings(ScoreSettings):
     """The same for scores of images with their prompts."""
 
-    prompts: str | None = Field(None, description="prompts: .txt (one a line), .json or .jsonl (key `prompt`)")
+    prompts: str | None = Field(
+        None, description="prompts: .txt (one a line), .json, .jsonl, .csv or .parquet (key `prompt`)"
+    )
     per_prompt: PositiveInt = Field(1, description="images per prompt, one after the other")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 from gentk.engine import pictures, precision
 from gentk.engine.progress import Progress
 from gentk.engine.run import Job, Outcome, Run
-from gentk.errors import GentkError, MissingAsset, RecipeError
+from gentk.errors import RecipeError
 from gentk.metrics.intervals import bootstrap
+from gentk.recipe.prompts import of_file
 from gentk.recipe.registry import method_module
 from gentk.tasks.evaluate._recording import Finding, Values, record
 from gentk.tasks.evaluate._reference import folder_of, images_of, samples_of
@@ -50,7 +50,7 @@ def execute(job: Job) -> Outcome:
     partners = _partners(recipe, source) if module.NEEDS == "pairs" else None
     if prompts is not None and len(prompts) != source.n:
         raise RecipeError(
-            f"method.prompts: {len(prompts)} prompts (with method.per_prompt) for {source.n} images",
+            f"{config.prompts}: {len(prompts)} prompts (with method.per_prompt) for {source.n} images",
             hint="one for each image in order; method.per_prompt says how many images share one",
         )
     scorer = module.scorer(recipe.method, where, recipe.seed)
@@ -81,24 +81,11 @@ def _beside(samples: str) -> Path | None:
 
 
 def _prompts(config: Any) -> list[str]:
-    """Every prompt, `per_prompt` times. Raises MissingAsset and GentkError, naming the line."""
+    """Every prompt, `per_prompt` times. Raises as `of_file`, naming the line."""
     if config.prompts is None:
-        raise RecipeError(f"`{config.name}` needs prompts", hint="--set method.prompts=FILE")
-    path = Path(config.prompts).expanduser()
-    if not path.is_file():
-        raise MissingAsset(f"{path}: no such file", hint=".txt, .json or .jsonl with one prompt for each image")
-    try:
-        text = path.read_text("utf-8")
-        match path.suffix:
-            case ".json":
-                found = [record["prompt"] for record in json.loads(text)]
-            case ".jsonl":
-                found = [json.loads(line)["prompt"] for line in text.splitlines() if line.strip()]
-            case _:
-                found = [line.strip() for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError) as e:
-        raise GentkError(f"{path}: cannot be read as prompts: {e}", hint="records with a key `prompt`") from e
-    return [prompt for prompt in found for _ in range(config.per_prompt)]
+        raise RecipeError(f"`{config.name}` needs prompts", hint="--prompts FILE, one for each image")
+    found = of_file(Path(config.prompts).expanduser())
+    return [record.text for record in found for _ in range(config.per_prompt)]
 
 
 def _score(
