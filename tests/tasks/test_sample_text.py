@@ -97,8 +97,9 @@ def test_images_are_the_librarys_with_their_prompts_beside_them(made: Path) -> N
 def test_flow_models_take_the_times_of_their_scheduler(made: Path) -> None:
     done(
         "sample", "euler", "--model", made / "sd3", "--prompt", PROMPTS[0], "--prompt", PROMPTS[1],
-        "--guidance-scale", 2, "--nfe", 4, "--out", "run",
+        "--guidance-scale", 2, "--nfe", 4, "--set", "latent.dtype=float32", "--out", "run",
     )  # fmt: skip
+    # the recipe's bfloat16 would differ from the library's float32 by what a processor's kernels make of it
     theirs = library(made / "sd3", starts(0, 0, 2, (4, 16, 16)), PROMPTS, num_inference_steps=4, guidance_scale=2.0)
     assert int((pixels("run") - theirs).abs().max()) <= 1
     assert "grid.shift" not in Path("run/log.txt").read_text()
