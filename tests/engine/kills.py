@@ -1,10 +1,11 @@
 """Every trainable method at its smallest: a whole run, and one that is killed and resumed; are the weights equal?
 
-    python -m tests.engine.kills FOLDER [--kills 3] [--seed 0] [--only TASK/METHOD]...
+    python -m tests.engine.kills FOLDER [--kills 3] [--seed 0] [--ranks 1] [--only TASK/METHOD]...
 
-The runs that are killed are forked children of the process that made the whole run, so that the slow imports are paid
-once; SIGKILL comes at a random instant between start and end. Prints one JSON object per method: the steps that were
-saved at each kill, and whether all tensors of `export/` are those of the whole run, bit for bit.
+All runs are forked children of one process, so that the slow imports are paid once; SIGKILL comes at a random instant
+between start and end. Of several ranks every second kill is for one of them alone: the others must end by themselves.
+Prints one JSON object per method: the steps that were saved at each kill, and whether all tensors of `export/` are
+those of the whole run, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from gentk.engine import world
 from gentk.engine.run import Job
 from gentk.recipe import registry
 from gentk.recipe.load import load
+from tests.engine.team import Team
 
 _ONE_STEP = ("measure=null", "train.batch=4")
 _ALIGN = (*_ONE_STEP, "method.warmup=3")
@@ -69,10 +72,14 @@ _COMMON = (
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one method: the steps saved at each kill, the exit code at the end, what differs."""
+    """What became of one method: the steps saved at each kill, the exit code at the end, what differs.
+
+    `alone`: how many kills were for one rank only.
+    """
 
     method: str
     kills: int
+    alone: int
     steps: list[int]
     saving: int
     code: int
@@ -87,22 +94,28 @@ def job(method: str, out: Path, *more: str) -> Job:
     return Job(task, load(recipe, [*sets, *_COMMON, *more]), out, device="cpu", quiet=True, command="kills")
 
 
-def child(method: str, out: Path) -> int:
-    """Starts the run in a forked child and returns its process id."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            mine = job(method, out)
+def started(method: str, out: Path, ranks: int) -> Team:
+    """The run in `ranks` forked children."""
+
+    def act(_: int) -> None:
+        mine = job(method, out)
+        with world.together(mine):
             registry.task_module(mine.task).run(mine)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return pid
+
+    return Team(ranks, out.with_name(f"{out.name}-said"), act)
+
+
+def ended(pid: int) -> bool:
+    """Whether a child is over; its exit code stays to be asked for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def code(team: Team) -> int:
+    """Waits for all; the first exit code that is not 0, and what was said goes to stderr."""
+    wrong = [member for member in team.wait(300) if member.code]
+    for member in wrong:
+        print(f"exit {member.code}: {member.said}", file=sys.stderr, flush=True)
+    return wrong[0].code if wrong else 0
 
 
 def used(pid: int) -> float:
@@ -119,42 +132,52 @@ def saved(out: Path) -> int:
     return max((int(p.parent.name) for p in out.glob("checkpoints/[0-9]*/meta.json")), default=0)
 
 
-def trial(method: str, folder: Path, kills: int, chance: random.Random) -> Trial:
+def trial(method: str, folder: Path, kills: int, chance: random.Random, ranks: int = 1) -> Trial:
     """One whole run, then one that is killed `kills` times, each time after a random part of what is left of it.
 
     A run that ends before its kill comes is compared, too, and another one is begun: every kill that counts has come.
     """
     begun = time.monotonic()
+    os.environ.setdefault("GENTK_DIST_TIMEOUT", "30")  # what is left over by a kill before they have met waits so long
     whole, cut = folder / "whole", folder / "cut"
-    for out, sets in ((folder / "warm", ("train.steps=5",)), (whole, ())):  # the first pays for the imports
-        mine, start = job(method, out, *sets), time.process_time()
-        registry.task_module(mine.task).run(mine)
-        length = time.process_time() - start
+    warm = job(method, folder / "warm", "train.steps=5")  # pays for the imports
+    registry.task_module(warm.task).run(warm)
+    before = _children()
+    last = code(started(method, whole, ranks))
+    length = (_children() - before) / ranks
     steps: list[int] = []
-    saving, code, tensors, differs = 0, 0, 0, []
-    while len(steps) < kills:
+    saving, alone, tensors, differs = 0, 0, 0, []
+    while len(steps) < kills and not last:
         left = 1 - 0.9 * saved(cut) / _STEPS
-        pid, limit = child(method, cut), chance.uniform(0.05, 1.0) * left * length
-        while used(pid) < limit:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code = code or os.waitstatus_to_exitcode(status)
-                differs += _differences(whole, cut)[0]
-                shutil.rmtree(cut)
-                length *= 0.9  # it was over sooner than was thought
-                break
+        team, limit = started(method, cut, ranks), chance.uniform(0.05, 1.0) * left * length
+        while used(team.pids[0]) < limit and not ended(team.pids[0]):
             time.sleep(0.002)
-        else:
+        if ended(team.pids[0]):
+            last = last or code(team)
+            differs += _differences(whole, cut)[0]
+            shutil.rmtree(cut)
+            length *= 0.9  # it was over sooner than was thought
+            continue
+        one = ranks > 1 and len(steps) % 2 == 0
+        victims = [chance.choice(team.pids)] if one else team.pids
+        for pid in victims:
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            steps.append(saved(cut))
-            saving += any((cut / "checkpoints").glob(".*.tmp"))
-    _, status = os.waitpid(child(method, cut), 0)
-    last, tensors = _differences(whole, cut)
+        for pid, member in zip(team.pids, team.wait(60), strict=True):
+            if pid not in victims and member.code not in (0, 1):  # 0: it had done its part
+                last = last or member.code
+        steps.append(saved(cut))
+        alone += one
+        saving += any((cut / "checkpoints").glob(".*.tmp"))
+    last = last or code(started(method, cut, ranks))
+    different, tensors = _differences(whole, cut)
     seconds = round(time.monotonic() - begun, 1)
-    return Trial(
-        method, kills, steps, saving, code or os.waitstatus_to_exitcode(status), differs + last, tensors, seconds
-    )
+    return Trial(method, kills, alone, steps, saving, last, differs + different, tensors, seconds)
+
+
+def _children() -> float:
+    """Seconds of processor time of the children that have ended."""
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return taken.ru_utime + taken.ru_stime
 
 
 def _differences(whole: Path, cut: Path) -> tuple[list[str], int]:
@@ -181,13 +204,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=3, help="per method")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="processes per run")
     parser.add_argument("--only", action="append", help="TASK/METHOD, repeatable")
     args = parser.parse_args()
     torch.set_num_threads(1)  # no worker threads: forking is safe
     chance = random.Random(args.seed)
     rows: list[dict[str, Any]] = []
     for method in args.only or CASES:
-        row = asdict(trial(method, args.folder / method.replace("/", "-"), args.kills, chance))
+        row = asdict(trial(method, args.folder / method.replace("/", "-"), args.kills, chance, args.ranks))
         rows.append(row)
         print(json.dumps(row), flush=True)
     wrong = [row["method"] for row in rows if row["differs"] or row["code"] or not row["tensors"]]
