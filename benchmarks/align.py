@@ -83,42 +83,62 @@ def draw(out: Path, seed: int, path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     rewards = [reward for reward in ("class", "brightness") if finished(out, reward, seed)]
     figure, grid = plt.subplots(len(rewards), 2, figsize=(9, 3.7 * len(rewards)), layout="constrained", squeeze=False)
     units = {"class": "ln p(class), the reward", "brightness": "mean brightness, the reward"}
+    told: list[tuple[Any, list[tuple[str, tuple[float, float], Any]]]] = []  # panels, and what is written at points
     for axes, reward in zip(grid, rewards, strict=True):
         rows = finished(out, reward, seed)
         for panel, what, label in zip(
             axes, ("fd", "recall"), ("Frechet distance, 10,000 samples", "recall"), strict=True
         ):
-            for (method, shown), below in zip(METHODS.items(), (False, True), strict=True):
-                line = [row for name, row in rows.items() if name.startswith(f"{reward}-{method}-")]
+            texts = []
+            for method, shown in METHODS.items():
+                line = {n.rpartition("-")[2]: r for n, r in rows.items() if n.startswith(f"{reward}-{method}-")}
                 if not line:
                     continue
-                points = [(r["reward_after"], r[f"{what}_after"]) for r in line]
-                (drawn,) = panel.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{shown}, alpha_rew at the points")
-                for r, at in zip(line, points, strict=True):
-                    panel.annotate(
-                        f"{r['alpha_rew']:.2g}",
-                        at,
-                        fontsize=7,
-                        color=drawn.get_color(),
-                        xytext=(-3, -11) if below else (-3, 6),
-                        textcoords="offset points",
-                    )
+                points = [(r["reward_after"], r[f"{what}_after"]) for r in line.values()]
+                (drawn,) = panel.plot(*zip(*points, strict=True), "o-", ms=4, label=f"{shown}, ratio at the points")
+                texts += [(ratio, at, drawn.get_color()) for ratio, at in zip(line, points, strict=True)]
             if alone := rows.get(f"{reward}-alone"):
                 panel.plot(alone["reward_after"], alone[f"{what}_after"], "x", color="tab:red", label="reward alone")
+                texts.append(("", (alone["reward_after"], alone[f"{what}_after"]), None))
             first = next(iter(rows.values()))
             panel.plot(first["reward_before"], first[f"{what}_before"], "s", color="0.3", label="before")
+            texts.append(("", (first["reward_before"], first[f"{what}_before"]), None))
             panel.set(xlabel=units[reward], ylabel=label)
+            panel.margins(x=0.09, y=0.12)
             if what == "fd":
                 panel.set_yscale("log")
+                wide = max(at[1] for _, at, _ in texts) > 100 * min(at[1] for _, at, _ in texts)
+                panel.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
                 panel.yaxis.set_major_formatter("{x:g}")
-                panel.yaxis.set_minor_formatter("{x:g}")
+                panel.yaxis.set_minor_formatter(NullFormatter())
             panel.spines[["top", "right"]].set_visible(False)
+            told.append((panel, texts))
         axes[0].legend(frameon=False, fontsize=8)
+    figure.canvas.draw()  # places are known once everything is laid out
+    for panel, texts in told:
+        _label(panel, texts)
     figure.savefig(path, dpi=130)
+
+
+def _label(panel: Any, texts: list[tuple[str, tuple[float, float], Any]]) -> None:
+    """Writes each text beside its point, where no other text or point is."""
+    at = panel.transData.transform([place for _, place, _ in texts])
+    taken = [(x, y, 3.0) for x, y in at]
+    ways = [(dx * r, dy * r) for r in (11, 17, 24) for dx, dy in ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, -1))]
+    for (text, place, colour), (x, y) in zip(texts, at, strict=True):
+        width = 3.0 * len(text)
+        for dx, dy in ways:
+            if all(abs(x + dx - a) > width + w + 2 or abs(y + dy - b) > 10 for a, b, w in taken):
+                break
+        if text:
+            taken.append((x + dx, y + dy, width))
+            how = {"xytext": (dx * 0.72, dy * 0.72), "textcoords": "offset points", "fontsize": 7, "color": colour}
+            panel.annotate(text, place, ha="center", va="center", **how)
 
 
 def main() -> None:
