@@ -126,8 +126,11 @@ def startup(_: int) -> list[Table]:
 
 def distill(count: int) -> list[Table]:
     found = json.loads(script("distill_step", "--steps", str(max(3, count)), "--batch", "64"))
-    head = ["recipe", "ms", "straight, ms", "time, ratio", "memory, ratio", "gradients differ by"]
-    rows = [[r["recipe"], r["ms"], r["straight_ms"], r["time"], r["memory"], r["gradients"]] for r in found["rows"]]
+    head = ["recipe", "step", "ms", "straight, ms", "time, ratio", "memory, ratio", "gradients differ by"]
+    rows = [
+        [r["recipe"], r["step"], r["ms"], r["straight_ms"], r["time"], r["memory"], r["gradients"]]
+        for r in found["rows"]
+    ]
     note = f"Beside the papers' boxes written straight, in turns, batch {found['batch']}: below 1 is ours the better."
     return [{"title": "A distillation step against its box", "head": head, "rows": rows, "note": note}]
 

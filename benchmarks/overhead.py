@@ -21,10 +21,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -87,6 +88,8 @@ class Timed:
 
     def __init__(self, method: Any, clock: Clock) -> None:
         self._method, self._clock = method, clock
+        # had at once: `__getattr__` is the instrument's time
+        self.nets, self.ema, self.optim, self.data = method.nets, method.ema, method.optim, method.data
         found = [*method.nets.values(), *(v for v in vars(method).values() if isinstance(v, nn.Module))]
         for net in {id(n): n for each in found for n in _networks(each)}.values():
             net.forward = clock.around("networks", net.forward)
@@ -113,17 +116,18 @@ def _networks(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def timers(clock: Clock) -> Iterator[None]:
-    kept = torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step, nn.utils.get_total_norm
-    torch.Tensor.backward = clock.around("backward", kept[0])  # type: ignore[method-assign]
-    nn.utils.clip_grad_norm_ = clock.around("clipping", kept[1])
-    ema.update = clock.around("averaging", kept[2])
-    torch.optim.Adam.step = clock.around("optimiser", kept[3])  # type: ignore[method-assign]
-    nn.utils.get_total_norm = clock.around("clipping", kept[4])
-    try:
+    parts = (
+        (torch.Tensor, "backward", "backward"),
+        (torch.autograd, "grad", "backward"),
+        (nn.utils, "clip_grad_norm_", "clipping"),
+        (nn.utils, "get_total_norm", "clipping"),
+        (ema, "update", "averaging"),
+        (torch.optim.Adam, "step", "optimiser"),
+    )
+    with ExitStack() as stack:
+        for owner, name, part in parts:
+            stack.enter_context(mock.patch.object(owner, name, clock.around(part, getattr(owner, name))))
         yield
-    finally:
-        torch.Tensor.backward, nn.utils.clip_grad_norm_, ema.update, torch.optim.Adam.step = kept[:4]  # type: ignore
-        nn.utils.get_total_norm = kept[4]
 
 
 def profile(recipe: str, sets: list[str], steps: int, folder: Path) -> dict[str, Any]:
