@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,19 +90,20 @@ def _update(
     if at.group.size > 1:
         state.part(nets, at.group)
         total, place = at.exchanged([] if state.parted else nets, total)
+    weights = {name: walk.parameters(net) for name, net in zip(phase.nets, nets, strict=True)}
     norms: dict[str, Tensor] = {}
-    for name, net in zip(phase.nets, nets, strict=True):
+    for name, own in weights.items():
         clip = method.optim[name].clip
         if clip is None:  # by clipping at infinity all gradients would be multiplied by 1
-            norm = nn.utils.get_total_norm([p.grad for p in walk.parameters(net) if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None])
         else:
-            norm = nn.utils.clip_grad_norm_(walk.parameters(net), clip)
+            norm = nn.utils.clip_grad_norm_(own, clip)
         norms[name] = norm.full_tensor() if state.parted and hasattr(norm, "full_tensor") else norm
     loss, *lengths = torch.stack([total, *norms.values()]).tolist()  # all that the device is waited for
     if not all(map(math.isfinite, (loss, *lengths))):
         bad = "gradient" if math.isfinite(loss) else "loss"
         state.skipped[phase.name] = state.skipped.get(phase.name, 0) + 1
-        _clear(nets)
+        _clear(weights.values())
         if train.nan == "stop" or state.skipped[phase.name] > _LARGEST_SKIP:
             raise NotFinite(f"step {state.step}, phase `{phase.name}`: the {bad} is not finite{place}")
         means.know(f"{phase.name}/skipped", 1.0)
@@ -112,17 +113,17 @@ def _update(
         for group in state.optimisers[name].param_groups:
             group["lr"] = optim.learning_rate(method.optim[name], state.step, train.steps)
         state.optimisers[name].step()
-    _clear(nets)
+    _clear(weights.values())
     state.gather()  # for what the method does between updates
     means.know(f"{phase.name}/loss", loss)
     for name, length in zip(norms, lengths, strict=True):
         means.know(f"{phase.name}/grad_norm_{name}", length)
 
 
-def _clear(nets: list[nn.Module]) -> None:
+def _clear(weights: Iterable[Sequence[nn.Parameter]]) -> None:
     """Takes the gradients away: the next phase must find none of this one."""
-    for net in nets:
-        for p in walk.parameters(net):
+    for each in weights:
+        for p in each:
             p.grad = None
 
 
