@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -119,12 +118,11 @@ def code(team: Team) -> int:
 
 
 def used(pid: int) -> float:
-    """Seconds of processor time that a process has had: other work on the machine moves no kill."""
+    """Seconds of processor time that a process has had, to the nanosecond: other work on the machine moves no kill."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3), which Python has not
     except OSError:
         return float("inf")
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def saved(out: Path) -> int:
@@ -133,30 +131,37 @@ def saved(out: Path) -> int:
 
 
 def trial(method: str, folder: Path, kills: int, chance: random.Random, ranks: int = 1) -> Trial:
-    """One whole run, then one that is killed `kills` times, each time after a random part of what is left of it.
+    """One whole run, then one that is killed `kills` times, each time after a random part of its steps.
 
-    A run that ends before its kill comes is compared, too, and another one is begun: every kill that counts has come.
+    The whole run says how long starting takes and how long a step: a small run spends most of its time on its report,
+    where a kill proves little. A run that ends before its kill comes is compared, too, and another one is begun: every
+    kill that counts has come.
     """
     begun = time.monotonic()
     os.environ.setdefault("GENTK_DIST_TIMEOUT", "30")  # what is left over by a kill before they have met waits so long
     whole, cut = folder / "whole", folder / "cut"
     warm = job(method, folder / "warm", "train.steps=5")  # pays for the imports
     registry.task_module(warm.task).run(warm)
-    before = _children()
-    last = code(started(method, whole, ranks))
-    length = (_children() - before) / ranks
+    team, at = started(method, whole, ranks), {}
+    while not ended(team.pids[0]):
+        at.setdefault(saved(whole), used(team.pids[0]))
+        time.sleep(0.002)
+    last = code(team)
+    periodic = [k for k in at if 0 < k < _STEPS]  # the last one comes after the report
+    first, end = min(periodic), max(periodic)
+    each = (at[end] - at[first]) / (end - first)
+    start = at[first] - first * each
     steps: list[int] = []
     saving, alone, tensors, differs = 0, 0, 0, []
     while len(steps) < kills and not last:
-        left = 1 - 0.9 * saved(cut) / _STEPS
-        team, limit = started(method, cut, ranks), chance.uniform(0.05, 1.0) * left * length
+        left = _STEPS - saved(cut)
+        team, limit = started(method, cut, ranks), chance.uniform(0.8 * start, start + (left + 2) * each)
         while used(team.pids[0]) < limit and not ended(team.pids[0]):
             time.sleep(0.002)
         if ended(team.pids[0]):
             last = last or code(team)
             differs += _differences(whole, cut)[0]
             shutil.rmtree(cut)
-            length *= 0.9  # it was over sooner than was thought
             continue
         one = ranks > 1 and len(steps) % 2 == 0
         victims = [chance.choice(team.pids)] if one else team.pids
@@ -172,12 +177,6 @@ def trial(method: str, folder: Path, kills: int, chance: random.Random, ranks: i
     different, tensors = _differences(whole, cut)
     seconds = round(time.monotonic() - begun, 1)
     return Trial(method, kills, alone, steps, saving, last, differs + different, tensors, seconds)
-
-
-def _children() -> float:
-    """Seconds of processor time of the children that have ended."""
-    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return taken.ru_utime + taken.ru_stime
 
 
 def _differences(whole: Path, cut: Path) -> tuple[list[str], int]:
