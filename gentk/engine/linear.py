@@ -42,13 +42,14 @@ def draw(
     where the denoiser's output is not finite, with the call and its noise level.
     """
     eps = starts(seed, first, n, denoiser.shape)
-    xi = rng.noise(seed, first, n, (denoiser.root.shape[1] + denoiser.dim,), purpose="start-data")
-    z = denoiser.start(eps.to(where), xi.to(where), prior, grid[0])
+    xi = rng.noise(seed, first, n, (denoiser.starts_from,), purpose="start-data")
     cond = labels(first, n, cycle)
+    cond = None if cond is None else cond.to(where)
+    z = denoiser.start(eps.to(where), xi.to(where), prior, grid[0], cond)
     watch = Watch(call or denoiser.clean)
     follow = None if trace is None else lambda t, z: trace(t, denoiser.decode(z))
     noise = _turned(denoiser, rng.streams(seed, first, n, purpose="solver"))
-    z = solve(watch, None, z, grid, noise, cond=None if cond is None else cond.to(where), trace=follow)
+    z = solve(watch, None, z, grid, noise, cond=cond, trace=follow)
     watch.check(denoiser.process, f"samples {first} to {first + n - 1}")
     return denoiser.decode(z).float().cpu()
 

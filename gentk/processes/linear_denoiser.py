@@ -40,6 +40,8 @@ class LinearDenoiser(nn.Module):
     mean: Tensor
     root: Tensor
     rest: Tensor
+    offsets: Tensor
+    shares: Tensor
     basis: Tensor
     strength: Tensor
 
@@ -50,6 +52,7 @@ class LinearDenoiser(nn.Module):
         drift: Drift,
         shape: tuple[int, ...],
         spread: Literal["coordinate", "common"] = "coordinate",
+        classes: int = 0,
     ) -> None:
         super().__init__()
         d = torch.Size(shape).numel()
@@ -62,6 +65,8 @@ class LinearDenoiser(nn.Module):
         self.register_buffer("mean", torch.zeros(d, dtype=wide))
         self.register_buffer("root", torch.zeros(d, min(d, _KEPT), dtype=wide))
         self.register_buffer("rest", torch.ones(d, dtype=wide))
+        self.register_buffer("offsets", torch.zeros(classes, d, dtype=wide))
+        self.register_buffer("shares", torch.zeros(classes, dtype=wide))
         self.register_buffer("basis", torch.eye(d, columns, dtype=wide))
         self.register_buffer("strength", torch.zeros(drift.cells, groups, dtype=wide))
         self._known: tuple[object, Linear, Tensor] | None = None
@@ -72,17 +77,28 @@ class LinearDenoiser(nn.Module):
         return len(self.mean)
 
     @torch.no_grad()  # a measurement of data
-    def learn_data(self, x: Tensor) -> None:
-        """Takes mean and covariance of samples x (N, *shape), and for a basis the directions of its variance."""
+    def learn_data(self, x: Tensor, labels: Tensor | None = None) -> None:
+        """Takes mean and covariance of samples x (N, *shape), and for a basis the directions of their variance.
+
+        With classes and `labels` (N,): each class's mean and share, and the covariance within classes.
+        """
         y = x.flatten(1).double()
         self.mean.copy_(y.mean(0))
         y = y - y.mean(0)
+        if self.basis.shape[1]:
+            values, vectors = torch.linalg.eigh(y.T @ y / len(y))
+            self.basis.copy_(vectors[:, values.argsort(descending=True)[: self.basis.shape[1]]])
+        if labels is not None:
+            for k in range(len(self.shares)):
+                own = y[labels == k]
+                self.shares[k] = len(own) / len(y)
+                self.offsets[k] = own.mean(0) if len(own) else 0.0
+            y = y - self.offsets[labels]
         cov = y.T @ y / len(y)
         values, vectors = torch.linalg.eigh(cov)
         order = values.argsort(descending=True)[: self.root.shape[1]]
         self.root.copy_(vectors[:, order] * values[order].clamp_min(0).sqrt())
         self.rest.copy_((cov.diagonal() - self.root.square().sum(1)).clamp_min(0).sqrt())
-        self.basis.copy_(vectors[:, order[: self.basis.shape[1]]])
 
     @property
     def index(self) -> Tensor:
@@ -112,7 +128,7 @@ class LinearDenoiser(nn.Module):
         return self._current()[1]
 
     def _current(self) -> tuple[Linear, Tensor]:
-        parts = (self.strength, self.basis, self.root, self.rest)
+        parts = (self.strength, self.basis, self.root, self.rest, self.offsets, self.shares)
         key = tuple((p._version, p.data_ptr()) for p in parts)
         if self._known is None or self._known[0] != key:
             self._known = (key, Linear(self.betas, 1 - 2 * self.strength, self.counts), self._scales())
@@ -120,10 +136,12 @@ class LinearDenoiser(nn.Module):
 
     def variances(self) -> Tensor:
         """The data's variance along the coordinates of each group, its mean for a group of several: (groups,)."""
-        variance = self.root.square().sum(1) + self.rest.square()  # of each dimension
+        between = self.offsets * self.shares.sqrt()[:, None]
+        variance = self.root.square().sum(1) + self.rest.square() + between.square().sum(0)  # of each dimension
         if self.drift.form == "diag":
             return variance
         each = (self.root.T @ self.basis).square().sum(0) + self.rest.square() @ self.basis.square()
+        each = each + (between @ self.basis).square().sum(0)
         if self.drift.form == "full":
             return each
         left = ((variance.sum() - each.sum()) / (self.dim - self.drift.rank)).clamp_min(0)
@@ -204,11 +222,18 @@ class LinearDenoiser(nn.Module):
         alpha, sigma, _ = self.levels(t)
         return (alpha / sigma**2).to(z) * clean - (1 / sigma**2).to(z) * z
 
-    def start(self, eps: Tensor, xi: Tensor, prior: Prior, t: Tensor) -> Tensor:
-        """z (B, m) at time t, from unit noise eps (B, *shape) and xi (B, k + d).
+    @property
+    def starts_from(self) -> int:
+        """How many numbers `xi` of `start` has."""
+        return self.root.shape[1] + self.dim + bool(len(self.shares))
+
+    def start(self, eps: Tensor, xi: Tensor, prior: Prior, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """z (B, m) at time t, from unit noise eps (B, *shape) and xi (B, `starts_from`).
 
         `standard`: N(0, I), the bridge's own end. `kernel`: N(0, C_t), the published code's, which forgets what is left
-        of the data. `exact`: N(0, m Cov m^T + C_t), the law of x_t itself where data are Gaussian.
+        of the data. `exact`: N(0, m Cov m^T + C_t), the law of x_t itself where data are Gaussian; with classes where
+        each of them is, of the class cond (B,) or, without, of one drawn by its share: a denoiser that is told the
+        class finds a start without it as wrong as the class's mean is far.
         """
         noise = self.to_z(eps.flatten(1))
         if prior == "standard":
@@ -216,8 +241,13 @@ class LinearDenoiser(nn.Module):
         alpha, sigma, _ = self.levels(t)
         z = sigma.to(noise) * noise
         if prior == "exact":
-            k = self.root.shape[1]
-            z = z + alpha.to(noise) * self.to_z(xi[:, :k] @ self.root.T.to(xi) + xi[:, k:] * self.rest.to(xi))
+            k, d = self.root.shape[1], self.dim
+            data = xi[:, :k] @ self.root.T.to(xi) + xi[:, k : k + d] * self.rest.to(xi)
+            if len(self.shares):
+                if cond is None:
+                    cond = torch.searchsorted(self.shares.cumsum(0), torch.special.ndtr(xi[:, -1].double()))
+                data = data + self.offsets.to(xi)[cond.clamp(max=len(self.shares) - 1)]
+            z = z + alpha.to(noise) * self.to_z(data)
         return z
 
     def describe(self) -> dict[str, object]:

@@ -121,7 +121,7 @@ def _network(header: dict[str, Any], path: Path) -> nn.Module:
         process = header["process"]
         betas = _section(Betas, process["betas"], f"{path}: header: betas")
         drift = _section(Drift, process["drift"], f"{path}: header: drift")
-        return LinearDenoiser(net, betas, drift, tuple(data["shape"]), process["spread"])
+        return LinearDenoiser(net, betas, drift, tuple(data["shape"]), process["spread"], data["classes"])
     return net
 
 

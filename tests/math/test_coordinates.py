@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gentk.engine.linear import LinearSampler
 from gentk.errors import RecipeError
@@ -161,6 +161,46 @@ def test_where_drawing_starts(prior: str) -> None:
     scale = wanted.sqrt()[:, None] * wanted.sqrt()
     assert float(((cov - wanted.diag()) / scale).abs().max()) < 5 * math.sqrt(2 / n)
     assert float((denoiser.variances() - sd**2).abs().max()) < 1e-9 * float(sd.max() ** 2)
+
+
+@pytest.mark.parametrize("form", ["diag", "low-rank", "full"])
+def test_a_start_is_of_its_class(form: str) -> None:
+    """Means and covariances of a class's starts, and of all where none is named, within 5 standard errors.
+
+    Control: told nothing of classes, each class starts at the mean of all.
+    """
+    gen, n = torch.Generator().manual_seed(0), 40_000
+    means, label = torch.tensor([[6.0, 0, 0, 0], [-3, 2, 0, 1]], dtype=F64), torch.arange(6_000) % 3 // 2  # two to one
+    mix = torch.randn(4, 4, generator=gen, dtype=F64)
+    x = means[label] + torch.randn(6_000, 4, generator=gen, dtype=F64) @ mix + 3
+    parts = (nn.Linear(4, 4), Betas(beta_max=3.0), Drift(form=form, rank=2), (4,))  # type: ignore[arg-type]
+    knows, blind = LinearDenoiser(*parts, classes=2), LinearDenoiser(*parts)
+    knows.learn_data(x, label)
+    blind.learn_data(x)
+    torch.testing.assert_close(knows.variances(), blind.variances(), rtol=1e-9, atol=1e-12)
+    t = torch.ones((), dtype=F64)
+    alpha, sigma, _ = knows.levels(t)
+    within = x - torch.stack([x[label == k].mean(0) for k in (0, 1)])[label]
+
+    def starts(of: LinearDenoiser, cond: Tensor | None) -> Tensor:
+        noise = torch.randn(n, 4, generator=gen, dtype=F64)
+        return of.start(noise, torch.randn(n, of.starts_from, generator=gen, dtype=F64), "exact", t, cond)
+
+    for cond, rows in ((None, x), (0, x[label == 0]), (1, x[label == 1])):
+        z = starts(knows, None if cond is None else torch.full((n,), cond))
+        y = rows - knows.mean
+        inner = torch.cov((x if cond is None else within).T, correction=0)
+        lift = knows.to_z(torch.eye(4, dtype=F64)).T * alpha[:, None]  # alpha z of y
+        mean = lift @ y.mean(0)
+        error = 5 * (z.var(0) / n).sqrt() + 1e-12
+        assert bool(((z.mean(0) - mean).abs() < error).all())
+        if form != "low-rank":  # whose coordinates are more than the dimensions
+            wanted = lift @ inner @ lift.T + torch.diag(sigma**2)
+            scale = wanted.diagonal().sqrt()
+            assert float(((torch.cov(z.T) - wanted) / (scale[:, None] * scale)).abs().max()) < 5 * math.sqrt(2 / n)
+        if cond is not None:
+            same = starts(blind, torch.full((n,), cond)).mean(0)
+            assert bool(((same - mean).abs() > 4 * error).any())
 
 
 def test_a_sample_is_the_same_in_every_batch_and_solver_noise_turns_with_the_basis() -> None:

@@ -36,8 +36,8 @@ class Bridging:
         self.test = data.load(recipe.data, "test")
         torch.manual_seed(recipe.seed)  # the initial weights
         net = nets.build(recipe.net, shape=self.data.shape, classes=self.data.classes)
-        everything = self.data.batch(torch.arange(len(self.data)))[0]
-        denoiser = linear_denoiser(fast_layout(net), self.config, everything)
+        x, y = self.data.batch(torch.arange(len(self.data)))
+        denoiser = linear_denoiser(fast_layout(net), self.config, x, y, self.data.classes)
         self.nets = {"denoiser": denoiser.to(where)}
         self.ema, self.optim = ("denoiser",), {"denoiser": recipe.optim}
         # a Judge measures whatever draws n samples of a seed and says its NFE
@@ -98,10 +98,12 @@ class Bridging:
         return Result(figures, pictures=pictures, exports={"denoiser": Export(sampler.denoiser, header)})
 
 
-def linear_denoiser(net: nn.Module, config: Any, x: Tensor) -> LinearDenoiser:
+def linear_denoiser(
+    net: nn.Module, config: Any, x: Tensor, labels: Tensor | None = None, classes: int = 0
+) -> LinearDenoiser:
     """The denoiser of a method's section for data x (N, *shape), with the A that it starts from."""
-    denoiser = LinearDenoiser(net, config.betas, config.drift, tuple(x.shape[1:]), config.spread)
-    denoiser.learn_data(x)
+    denoiser = LinearDenoiser(net, config.betas, config.drift, tuple(x.shape[1:]), config.spread, classes)
+    denoiser.learn_data(x, labels if classes else None)
     if config.start == "gaussian":
         denoiser.strength[:] = bridge.gaussian(denoiser.variances(), denoiser.process, config.zeta)
         _warn(denoiser, 0)
