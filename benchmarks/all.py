@@ -3,9 +3,10 @@
     python benchmarks/all.py [--out runs/benchmarks] [--only GROUP]... [--steps 5] [--fresh]
 
 Groups: `steps` (a training step of every method), `sampling` (images per second of a many-step and a one-step model),
-`startup`, `distill` (against the papers' boxes written straight), `purify` (against plain loops), `solvers` (against
-diffusers), `features` (against torch-fidelity and clean-fid, where they are installed). Each is a process of its own
-on one thread, and what it has found is kept in the JSON file, so that a stopped run goes on. Some five minutes.
+`startup`, `scaling` (with batch, parameters, 1 and 2 processes; memory), `distill` (against the papers' boxes written
+straight), `purify` (against plain loops), `solvers` (against diffusers), `features` (against torch-fidelity and
+clean-fid, where they are installed). Each is a process of its own on one thread, and what it has found is kept in the
+JSON file, so that a stopped run goes on. Some eight minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -124,6 +126,42 @@ def startup(_: int) -> list[Table]:
     return [{"title": "Start-up", "head": ["command", "seconds", "processor seconds"], "rows": rows, "note": note}]
 
 
+def scaling(count: int) -> list[Table]:
+    """Wall time of a step and memory of real runs: by the batch, by the network's width, by the number of processes."""
+    from safetensors.torch import load_file
+
+    denoiser, sim = "train/denoiser/digits", "distill/sim/edm-digits"
+    cases: list[tuple[str, str, int, int, str]] = []
+    cases += [("batch", denoiser, batch, 1, "net.width=16") for batch in (32, 128, 512)]
+    cases += [("parameters", denoiser, 128, 1, f"net.width={width}") for width in (16, 32, 64)]
+    cases += [("processes", recipe, 512, ranks, "train.accumulate=1") for recipe in (denoiser, sim) for ranks in (1, 2)]
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for k, (along, recipe, batch, ranks, own) in enumerate(cases):
+            task, method, _ = recipe.split("/")
+            out = Path(name) / str(k)
+            small = ("measure=null", "train.sample_every=0", "train.log_every=2", f"train.batch={batch}", own)
+            words = ["-m", "gentk", task, method, "--recipe", recipe, "--out", str(out), "--quiet", "--device", "cpu"]
+            for each in (*small, f"train.steps={2 * max(3, count)}"):
+                words += ["--set", each]
+            if ranks > 1:
+                words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *words]
+            done = subprocess.run(
+                [sys.executable, *words], capture_output=True, text=True, cwd=HERE.parent, check=False
+            )
+            if done.returncode:
+                raise RuntimeError(done.stderr.strip().splitlines()[-1])
+            lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            rates = [line["steps_per_s"] for line in lines if "steps_per_s" in line][1:]  # the first one warms up
+            ms = 1000 / statistics.median(rates)
+            weights = sum(x.numel() for f in (out / "export").glob("*.safetensors") for x in load_file(f).values())
+            memory = max(line["memory_mb"] for line in lines if "memory_mb" in line)
+            rows.append([along, recipe, weights, batch, ranks, ms, 1000 * batch / ms, memory])
+    head = ["along", "recipe", "weights", "batch", "processes", "ms per step", "images/s", "MB of a process"]
+    note = "Wall time, median, one thread in each process: meant for a machine with a core for each of them."
+    return [{"title": "Scaling", "head": head, "rows": rows, "note": note}]
+
+
 def distill(count: int) -> list[Table]:
     found = json.loads(script("distill_step", "--steps", str(max(3, count)), "--batch", "64"))
     head = ["recipe", "step", "ms", "straight, ms", "time, ratio", "memory, ratio", "gradients differ by"]
@@ -153,6 +191,7 @@ GROUPS: dict[str, Callable[[int], list[Table]]] = {
     "startup": startup,
     "steps": steps,
     "sampling": sampling,
+    "scaling": scaling,
     "distill": distill,
     "purify": purify,
     "solvers": solvers,
