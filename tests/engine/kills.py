@@ -147,21 +147,22 @@ def trial(method: str, folder: Path, kills: int, chance: random.Random, ranks: i
         at.setdefault(saved(whole), used(team.pids[0]))
         time.sleep(0.002)
     last = code(team)
-    periodic = [k for k in at if 0 < k < _STEPS]  # the last one comes after the report
-    first, end = min(periodic), max(periodic)
-    each = (at[end] - at[first]) / (end - first)
-    start = at[first] - first * each
+    early = sorted(k for k in at if k < _STEPS)  # the last one comes after the report; on busy cores some go unseen
+    first, end = early[min(1, len(early) - 1)], early[-1]
+    each = (at[end] - at[first]) / (end - first) if first < end else max(at.values()) / _STEPS
+    start, reach = max(0.0, at[first] - first * each), 1.0
     steps: list[int] = []
     saving, alone, tensors, differs = 0, 0, 0, []
     while len(steps) < kills and not last:
         left = _STEPS - saved(cut)
-        team, limit = started(method, cut, ranks), chance.uniform(0.8 * start, start + (left + 2) * each)
+        team, limit = started(method, cut, ranks), chance.uniform(0.8 * start, start + reach * (left + 2) * each)
         while used(team.pids[0]) < limit and not ended(team.pids[0]):
             time.sleep(0.002)
         if ended(team.pids[0]):
             last = last or code(team)
             differs += _differences(whole, cut)[0]
             shutil.rmtree(cut)
+            reach *= 0.8  # it was over sooner than was thought, or we looked too late
             continue
         one = ranks > 1 and len(steps) % 2 == 0
         victims = [chance.choice(team.pids)] if one else team.pids
