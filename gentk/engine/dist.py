@@ -336,6 +336,10 @@ def _meet() -> Group:
             store.wait([f"size/{other}"], limit)
             theirs = int(store.get(f"size/{other}"))
             if theirs != size:
+                store.set(f"seen/{rank}", "")
+                if rank == 0:  # it may keep the store, and the others must have read its size there
+                    with contextlib.suppress(RuntimeError):
+                        store.wait([f"seen/{r}" for r in range(1, size)], timedelta(seconds=_PATIENCE))
                 raise RecipeError(
                     f"rank {rank}: started as one of {size} processes, rank {other} as one of {theirs}",
                     hint="all nodes need the same torchrun --nnodes and --nproc-per-node",
