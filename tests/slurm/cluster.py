@@ -115,6 +115,7 @@ class Cluster:
         line = self("scontrol", "show", "job", "-o", ref).splitlines()[0]
         facts = dict(word.partition("=")[::2] for word in line.split() if "=" in word)
         paused = facts["JobState"] == "PENDING" and facts.get("Reason") == "BeginTime"
+        paused = paused and facts["StartTime"] != "Unknown"  # it has just been queued again
         if paused and datetime.fromisoformat(facts["StartTime"]) > datetime.now() + timedelta(seconds=5):
             self("scontrol", "update", f"JobId={facts['JobId']}", "StartTime=now+3")
         return facts
