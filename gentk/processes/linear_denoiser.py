@@ -232,8 +232,8 @@ class LinearDenoiser(nn.Module):
 
         `standard`: N(0, I), the bridge's own end. `kernel`: N(0, C_t), the published code's, which forgets what is left
         of the data. `exact`: N(0, m Cov m^T + C_t), the law of x_t itself where data are Gaussian; with classes where
-        each of them is, of the class cond (B,) or, without, of one drawn by its share: a denoiser that is told the
-        class finds a start without it as wrong as the class's mean is far.
+        each of them is, of the class cond (B,) or, without a label, of one drawn by its share: a denoiser that is told
+        the class finds a start without it as wrong as the class's mean is far.
         """
         noise = self.to_z(eps.flatten(1))
         if prior == "standard":
@@ -244,9 +244,10 @@ class LinearDenoiser(nn.Module):
             k, d = self.root.shape[1], self.dim
             data = xi[:, :k] @ self.root.T.to(xi) + xi[:, k : k + d] * self.rest.to(xi)
             if len(self.shares):
-                if cond is None:
-                    cond = torch.searchsorted(self.shares.cumsum(0), torch.special.ndtr(xi[:, -1].double()))
-                data = data + self.offsets.to(xi)[cond.clamp(max=len(self.shares) - 1)]
+                last, part = len(self.shares) - 1, torch.special.ndtr(xi[:, -1].double())
+                drawn = torch.searchsorted(self.shares.cumsum(0), part).clamp(max=last)
+                known = drawn if cond is None else torch.where(cond > last, drawn, cond)  # beyond: "no label"
+                data = data + self.offsets.to(xi)[known]
             z = z + alpha.to(noise) * self.to_z(data)
         return z
 

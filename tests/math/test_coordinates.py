@@ -201,6 +201,9 @@ def test_a_start_is_of_its_class(form: str) -> None:
         if cond is not None:
             same = starts(blind, torch.full((n,), cond)).mean(0)
             assert bool(((same - mean).abs() > 4 * error).any())
+    noise, xi = torch.randn(9, 4, generator=gen), torch.randn(9, knows.starts_from, generator=gen)
+    dropped = knows.start(noise, xi, "exact", t, torch.full((9,), 2))  # the row after the last class: no label
+    assert torch.equal(dropped, knows.start(noise, xi, "exact", t))
 
 
 def test_a_sample_is_the_same_in_every_batch_and_solver_noise_turns_with_the_basis() -> None:
