@@ -71,6 +71,14 @@ class Denoiser(nn.Module):
         timesteps of a thousand would be one. Coefficients of one time for all are kept: solvers come back to the same
         few times with every batch.
         """
+        if self.inputs.centre:
+            centre = torch.tensor(self.inputs.centre, dtype=x.dtype, device=x.device).reshape(-1, *(1,) * (x.dim() - 2))
+            alpha = expand(self.process.alpha(t.double()), x)
+            return centre + self._centred(x - alpha * centre, t, cond)
+        return self._centred(x, t, cond)
+
+    def _centred(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        """`forward` of data whose mean is 0."""
         dtype = next(self.net.parameters(), x).dtype
         wide = torch.promote_types(dtype, torch.float32)
         if _is_number(t):

@@ -128,7 +128,10 @@ Predicts = Literal["edm", "x0", "eps", "v", "flow", "reverse-eps", "reverse-flow
 
 
 class Inputs(Section):
-    """What a network takes for the sample x_t and the noise level; the label is `factor` * value + `offset`."""
+    """What a network takes for the sample x_t and the noise level; the label is `factor` * value + `offset`.
+
+    With a `centre` everything is of x0 - centre: the network sees data of mean 0, what comes out is moved back.
+    """
 
     scale: Literal["unit", "process"] = Field("unit", description="x_t scaled to unit variance, or x_t as it is")
     label: Literal["log-ratio", "time"] = Field(
@@ -136,6 +139,7 @@ class Inputs(Section):
     )
     factor: float = Field(0.25, description="times the value")
     offset: float = Field(0.0, description="plus this")
+    centre: tuple[float, ...] = Field((), description="the data's mean in each channel, taken off before; none: 0")
 
 
 class LogNormal(Section):

@@ -42,11 +42,10 @@ class OneStep:
         self.guidance: Guidance = self.config.guidance
         if recipe.train.checkpointing:  # before the copies: gradients pass through the teacher too
             saving({"teacher": self.teacher})
-        # both start from the teacher's weights: the paper's initialisation
+        # both start from the teacher's weights: the paper's initialisation; from an energy's, those of the U-Net in it
+        begin = self.taught.begin or self.teacher
         self.nets = {
-            name: learner(
-                self.teacher, recipe.lora, rng.generator(recipe.seed, "lora", name), dropout=self.config.dropout
-            )
+            name: learner(begin, recipe.lora, rng.generator(recipe.seed, "lora", name), dropout=self.config.dropout)
             for name in ("fake", "generator")
         }
         self.core = Core(self.teacher, self.nets, self.model.shape, self.taught.conditions, self.t_init, where)

@@ -17,6 +17,7 @@ from gentk.nets.text.codec import Codec
 from gentk.nets.text.prompts import Prompts
 from gentk.processes import latent
 from gentk.processes.denoiser import Denoiser
+from gentk.processes.energies import denoising
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model, fast_layout
 from gentk.processes.process import Process
@@ -34,6 +35,7 @@ class Taught:
     """A teacher. `conditions` are what its samples are of, `cycle` those of shown ones in turn; `shown`: how many.
 
     `codec` makes images of latents (n, C, h, w), None where samples are what they look like; `notes` are for the user.
+    `begin` is what fake score and generator start from where it is not the teacher itself: an energy's U-Net.
     """
 
     model: Model
@@ -42,6 +44,7 @@ class Taught:
     shown: int
     codec: Codec | None = None
     notes: tuple[str, ...] = ()
+    begin: Denoiser | None = None
 
     @property
     def denoiser(self) -> Denoiser:
@@ -87,14 +90,17 @@ def taught(recipe: Any, where: torch.device, load: Load) -> Taught:
         raise RecipeError(
             f"prompts: `{recipe.teacher}` is no text-to-image model", hint=f"one of {', '.join(pipelines.BY_NAME)}"
         )
-    model = load(recipe.teacher, kinds=("denoiser",), where=where)
+    model, begin = load(recipe.teacher, kinds=("denoiser", "energy"), where=where), None
     fast_layout(model.net)
+    if model.header["kind"] == "energy":
+        model, begin = denoising(model)
     _check(guidance, model)
     return Taught(
         model,
         Labels(model.classes),
         tuple(range(model.classes)),
         100 if len(model.shape) == 3 else 2000,
+        begin=begin,
     )
 
 
