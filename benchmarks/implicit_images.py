@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    train, test = (data.load(Data(name=given.data), split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (data.load(Data(name=given.data), split) for split in ("train", "test"))
     extract = extractor(given.features, shape=train.shape, where=CPU)
     model = load_energy(given.energy, CPU)
     energy, once = model.net, one_call(given.sampler, train.shape)
