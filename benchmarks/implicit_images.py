@@ -112,7 +112,7 @@ def main() -> None:
         )
         measured(f"{levels} x {steps} steps", chains.nfe, partial(chains, given.n, 0))
     try:
-        exact: Any = denoising(model)[0].net
+        exact: Any = denoising(model).net
     except RecipeError:
         exact = None
     for steps in HEUN if exact is not None else ():

@@ -52,23 +52,43 @@ class EnergyDenoiser(Denoiser):
         return x - expand(t.square(), x) * grad
 
 
-def denoising(model: Model) -> tuple[Model, Denoiser]:
-    """A time-dependent `energy-unet` as the model of its denoiser, and a U-Net in EDM's form to start learners from.
+def load_denoiser(ref: str, *, kinds: tuple[str, ...] = ("denoiser",), where: torch.device) -> Model:
+    """`models.load`, to which a time-dependent energy is the denoiser that it implies. Raises as both do."""
+    model = load(ref, kinds=(*kinds, "energy"), where=where)
+    return denoising(model) if model.header["kind"] == "energy" else model
 
-    The U-Net is the one inside the energy, U = <x - c, x - D> / 2t^2: its D is the exact denoiser of Gaussian data,
-    where D is linear, and near it elsewhere, for a forward pass instead of a gradient. The header is that of the U-Net,
-    as what starts from it will be saved. Raises RecipeError for another energy.
+
+def denoising(model: Model) -> Model:
+    """A time-dependent energy as its exact denoiser, `EnergyDenoiser`. Raises RecipeError for a static one."""
+    energy = model.net
+    if not isinstance(energy, Energy) or energy.levels is None:
+        raise RecipeError(
+            f"`{model.name}` is a static energy: without noise levels it has no denoiser",
+            hint=f"gentk sample mala --model {model.name}; or train one with method.levels",
+        )
+    section, sd = _process(energy), float(energy.sd)
+    header = model.header | {
+        "kind": "denoiser",
+        "process": section.model_dump(mode="json"),
+        "predicts": "x0",
+        "sigma_data": sd,
+    }
+    return Model(model.name, EnergyDenoiser(energy, schedules.build(section), "x0", sd).eval(), header)
+
+
+def within(model: Model) -> Model:
+    """The U-Net inside an `energy-unet` as a denoiser in EDM's form: what learners start from.
+
+    U = <x - c, x - D> / 2t^2: D is the exact denoiser of Gaussian data, where it is linear, and near it elsewhere, for
+    a forward pass instead of a gradient. Raises RecipeError for another energy.
     """
     energy = model.net
-    if not isinstance(energy, Energy) or energy.levels is None or not isinstance(energy.body, UNetBody):
+    if not isinstance(energy, Energy) or not isinstance(energy.body, UNetBody):
         raise RecipeError(
-            f"`{model.name}` is an energy without noise levels, or whose network is no `energy-unet`: it has no "
-            "denoiser to learn from",
+            f"`{model.name}` is an energy whose network is no `energy-unet`: nothing in it is a denoiser to start from",
             hint="gentk train-ebm dcd --set net.name=energy-unet, as its recipes of images have it",
         )
-    low, high = energy.levels
-    section, sd = schema.VE(name="ve", sigma_min=low, sigma_max=high), float(energy.sd)
-    process = schedules.build(section)
+    section, sd = _process(energy), float(energy.sd)
     inputs = schema.Inputs(offset=-math.log(sd) / 4, centre=tuple(energy.centre.flatten().tolist()))
     net = {k: v for k, v in model.header["net"].items() if k in ("width", "multipliers", "blocks", "attention")}
     header = model.header | {
@@ -79,5 +99,10 @@ def denoising(model: Model) -> tuple[Model, Denoiser]:
         "sigma_data": sd,
         "inputs": inputs.model_dump(mode="json"),
     }
-    exact = EnergyDenoiser(energy, process, "x0", sd).eval()
-    return Model(model.name, exact, header), Denoiser(energy.body.net, process, "edm", sd, inputs)
+    return Model(model.name, Denoiser(energy.body.net, schedules.build(section), "edm", sd, inputs).eval(), header)
+
+
+def _process(energy: Energy) -> schema.VE:
+    assert energy.levels is not None
+    low, high = energy.levels
+    return schema.VE(name="ve", sigma_min=low, sigma_max=high)

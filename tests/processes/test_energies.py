@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from gentk.errors import RecipeError
 from gentk.nets import energy, weights
-from gentk.nets.energy import Energy, UNetBody
+from gentk.nets.energy import Energy
 from gentk.processes import schedules
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.energies import EnergyDenoiser, denoising
+from gentk.processes.energies import EnergyDenoiser, denoising, within
 from gentk.processes.models import Model, load
 from gentk.recipe import schema
 from gentk.recipe.networks import EnergyConv, EnergyUNet
@@ -85,8 +85,9 @@ def unet_energy(*, moved: bool) -> Model:
 def test_the_unet_inside_an_energy_is_the_denoiser_of_its_formula() -> None:
     """U = <x - c, x - D> / 2t^2 for random weights, which holds only with the energy's own c, sd and label."""
     model = unet_energy(moved=True)
-    net, begin = model.net, denoising(model)[1]
+    net, begin = model.net, within(model).net
     assert isinstance(net, Energy)
+    assert isinstance(begin, Denoiser)
     x = torch.randn(6, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     t = torch.tensor([0.05, 0.1, 0.3, 0.7, 1.5, 2.0], dtype=torch.float64)
 
@@ -105,21 +106,23 @@ def test_for_gaussian_data_both_denoisers_are_one() -> None:
     x = torch.randn(4, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     for t in (0.05, 0.5, 2.0):
         at = torch.tensor(t, dtype=torch.float64)
-        exact, begin = denoising(unet_energy(moved=False))
+        exact, begin = (of(unet_energy(moved=False)).net for of in (denoising, within))
         c = torch.tensor([0.3, -0.5], dtype=torch.float64).reshape(2, 1, 1)
         wanted = c + 0.49 / (0.49 + t * t) * (x - c)
-        torch.testing.assert_close(exact.net(x, at), wanted, rtol=1e-6, atol=1e-6)  # sd is 0.7 in float32 in the header
+        torch.testing.assert_close(exact(x, at), wanted, rtol=1e-6, atol=1e-6)  # sd is 0.7 in float32 in the header
         torch.testing.assert_close(begin(x, at), wanted, rtol=1e-6, atol=1e-6)
-    exact, begin = denoising(unet_energy(moved=True))
+    exact, begin = (of(unet_energy(moved=True)).net for of in (denoising, within))
     at = torch.tensor(0.5, dtype=torch.float64)
-    assert (exact.net(x, at) - begin(x, at)).abs().max() > 1e-2
+    assert (exact(x, at) - begin(x, at)).abs().max() > 1e-2
 
 
 def test_what_starts_from_an_energy_is_saved_and_loaded_whole(tmp_path: Path) -> None:
     """The header is enough to have the same denoiser again, centre and label included."""
-    model, begin = denoising(unet_energy(moved=True))
+    model = within(unet_energy(moved=True))
+    begin = model.net.float()
+    assert isinstance(begin, Denoiser)
     path = tmp_path / "g.safetensors"
-    weights.save(path, begin.net.float(), model.header | {"kind": "generator", "sigma_init": 1.0})
+    weights.save(path, begin.net, model.header | {"kind": "generator", "sigma_init": 1.0})
     again = load(str(path), kinds=("generator",), where=CPU).net
     x, t = torch.randn(3, 2, 8, 8), torch.tensor(1.0, dtype=torch.float64)
     with torch.no_grad():
@@ -142,11 +145,16 @@ def test_a_centre_moves_the_data(t: Tensor) -> None:
     assert not torch.allclose(moved(x, t), at + plain(x - at, t), rtol=1e-3), "at t the mean is alpha c"
 
 
-@pytest.mark.parametrize("levels", [None, (0.1, 1.0)], ids=["static", "no U-Net"])
-def test_other_energies_are_refused_by_name(levels: tuple[float, float] | None) -> None:
+def test_other_energies_are_refused_by_name() -> None:
+    """A static energy has no denoiser; one of another network has, but nothing to start from."""
     section = EnergyConv(name="energy-conv", width=8)
-    net = energy.build(section, shape=(1, 8, 8), levels=levels)
-    assert not isinstance(net.body, UNetBody)
-    header = {"kind": "energy", "net": section.model_dump(mode="json"), "levels": levels, "data": {"shape": (1, 8, 8)}}
-    with pytest.raises(RecipeError, match="`mine` is an energy without noise levels"):
-        denoising(Model("mine", net, header))
+    header = {"kind": "energy", "net": section.model_dump(mode="json"), "data": {"shape": (1, 8, 8)}}
+    static, timed = (
+        Model("mine", energy.build(section, shape=(1, 8, 8), levels=levels), header) for levels in (None, (0.1, 1.0))
+    )
+    with pytest.raises(RecipeError, match="`mine` is a static energy"):
+        denoising(static)
+    denoiser = denoising(timed).net
+    assert denoiser(torch.zeros(2, 1, 8, 8), torch.tensor(0.5)).shape == (2, 1, 8, 8)
+    with pytest.raises(RecipeError, match="no `energy-unet`"):
+        within(timed)

@@ -13,6 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from gentk.cli.app import app
+from gentk.data import to_uint8
+from gentk.engine import rng
 from gentk.nets import energy, weights
 from gentk.recipe.networks import EnergyConv, EnergyMlp, EnergyUNet
 from tests.tasks.toys import write_teacher
@@ -106,7 +108,6 @@ def test_denoising_is_the_gaussian_s(tmp_path: Path, by: str) -> None:
     assert code == 0, err
     figures = json.loads(answer)["metrics"]
     from gentk import data
-    from gentk.engine import rng
     from gentk.metrics.denoising import mean_psnr
     from gentk.recipe.schema import Data
 
@@ -130,7 +131,8 @@ def test_denoising_is_the_gaussian_s(tmp_path: Path, by: str) -> None:
         ("denoise", (0.1, 2.0), ("--set", "method.data.name=points:ring8"), "samples of shape"),
         ("denoise", (0.1, 2.0), ("--set", "method.sigma=9.0"), "9 is outside the energy's"),
         ("denoise", (0.1, 2.0), ("-n", "100000"), "are asked for, there are"),
-        ("heun", (0.1, 2.0), (), "is a energy"),
+        ("heun", None, (), "is a static energy"),
+        ("one-step", (0.1, 2.0), (), "is a denoiser, `one-step` samples a generator"),
     ],
 )
 def test_what_does_not_fit_is_said(
@@ -163,3 +165,32 @@ def test_a_dry_run_draws_nothing(tmp_path: Path) -> None:
     assert code == 0, err
     assert "5 chains of 150 transitions" in answer
     assert not out.exists()
+
+
+def test_an_energy_is_sampled_as_the_denoiser_that_it_is(tmp_path: Path) -> None:
+    """Heun on a fresh U-Net's energy, N(0, I): noise of the top level T flows to z T / sqrt(1 + T^2), in any batch."""
+    path = write_energy(tmp_path / "e.safetensors", UNET, (1, 8, 8), (0.03, 3.0))
+    drawn = []
+    for batch in ("5", "2"):
+        out = tmp_path / batch
+        words = (
+            "--model",
+            str(path),
+            "-n",
+            "5",
+            "--nfe",
+            "119",
+            "--out",
+            str(out),
+            "--quiet",
+            "--set",
+            f"batch={batch}",
+        )
+        code, _, err = sample("heun", *words)
+        assert code == 0, err
+        drawn.append(np.load(out / "samples.npz")["samples"])
+    z = rng.noise(0, 0, 5, (1, 8, 8), purpose="start")
+    exact, wrong = (to_uint8(scale * z).numpy().astype(float) for scale in (3 / math.sqrt(10), 1.0))
+    np.testing.assert_allclose(drawn[0], exact, atol=1.01)  # 60 steps of second order, to a byte
+    assert np.abs(drawn[0] - wrong).max() > 3
+    np.testing.assert_array_equal(*drawn)

@@ -17,7 +17,7 @@ from gentk.nets.text.codec import Codec
 from gentk.nets.text.prompts import Prompts
 from gentk.processes import latent
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.energies import denoising
+from gentk.processes.energies import denoising, within
 from gentk.processes.guidance import guided
 from gentk.processes.models import Model, fast_layout
 from gentk.processes.process import Process
@@ -93,7 +93,9 @@ def taught(recipe: Any, where: torch.device, load: Load) -> Taught:
     model, begin = load(recipe.teacher, kinds=("denoiser", "energy"), where=where), None
     fast_layout(model.net)
     if model.header["kind"] == "energy":
-        model, begin = denoising(model)
+        inner = within(model)
+        assert isinstance(inner.net, Denoiser)
+        model, begin = Model(model.name, denoising(model).net, inner.header), inner.net
     _check(guidance, model)
     return Taught(
         model,

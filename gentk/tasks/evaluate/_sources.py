@@ -26,9 +26,10 @@ from gentk.engine.generative import Sampler
 from gentk.engine.linear import LinearSampler
 from gentk.errors import GentkError, MissingAsset, RecipeError
 from gentk.processes.denoiser import Denoiser
+from gentk.processes.energies import load_denoiser
 from gentk.processes.grids import build
 from gentk.processes.linear_denoiser import LinearDenoiser
-from gentk.processes.models import fast_layout, load
+from gentk.processes.models import fast_layout
 from gentk.recipe.schema import Data, KarrasGrid
 
 Batches = Callable[[int, int], Iterator[Tensor]]
@@ -193,7 +194,7 @@ def of_safetensors(path: Path) -> Source:
 
 def of_model(ref: str, where: torch.device, *, n: int, steps: int, seed: int) -> Source:
     """n samples of a model: Heun's method with `steps` steps, or the one step of a generator; images as bytes."""
-    model = load(ref, kinds=("denoiser", "generator", "bridge"), where=where)
+    model = load_denoiser(ref, kinds=("denoiser", "generator", "bridge"), where=where)
     fast_layout(model.net)
     once, cycle = model.header.get("sigma_init"), tuple(range(model.classes))
     sampler: Sampler | LinearSampler

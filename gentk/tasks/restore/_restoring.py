@@ -31,6 +31,7 @@ from gentk.metrics import posterior
 from gentk.metrics.paired import psnr, ssim
 from gentk.operators.identifiability import report as identifiability
 from gentk.processes.denoiser import Denoiser, at_sigma
+from gentk.processes.energies import load_denoiser
 from gentk.processes.grids import build
 from gentk.processes.models import Model, fast_layout, load
 from gentk.processes.process import ratio
@@ -79,7 +80,7 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
             f"sigma: 0: `{config.name}` with these settings needs noise",
             hint="--sigma 0.01, 1.3 bytes; pigdm: or covariance: false",
         )
-    model = load(recipe.model, kinds=("denoiser",), where=where)
+    model = load_denoiser(recipe.model, where=where)
     net = model.net
     assert isinstance(net, Denoiser)
     if len(model.shape) != 3:

@@ -23,10 +23,11 @@ from gentk.engine.run import Job, Outcome, Run
 from gentk.engine.stop import listening
 from gentk.errors import RecipeError
 from gentk.processes.denoiser import Denoise, Denoiser
+from gentk.processes.energies import load_denoiser
 from gentk.processes.grids import build, to_times
 from gentk.processes.guidance import cost, guided
 from gentk.processes.linear_denoiser import LinearDenoiser
-from gentk.processes.models import Model, fast_layout, load
+from gentk.processes.models import Model, fast_layout
 from gentk.processes.process import Process, ratio
 from gentk.processes.thresholding import thresholded
 from gentk.recipe.registry import method_module
@@ -128,7 +129,7 @@ def prepare(recipe: Any, where: torch.device) -> Plan:
         raise RecipeError(
             f"`{recipe.model}` is a density, not a model", hint=f"gentk sample hmc --model {recipe.model}"
         )
-    model = load(recipe.model, kinds=("denoiser", "generator", "bridge"), where=where)
+    model = load_denoiser(recipe.model, kinds=("denoiser", "generator", "bridge"), where=where)
     is_linear = model.header["kind"] == "bridge"
     if model.header["kind"] != kind and not (is_linear and kind == "denoiser"):
         other = "one-step" if model.header["kind"] == "generator" else "heun"
