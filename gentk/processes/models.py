@@ -88,8 +88,9 @@ def load(ref: str, *, kinds: tuple[str, ...], where: torch.device) -> Model:
             hint=f"gentk sample {'one-step' if header['kind'] == 'generator' else 'euler'} --model {ref} --prompt TEXT",
         )
     if header["kind"] not in kinds:
+        article = "an" if header["kind"] == "energy" else "a"
         raise RecipeError(
-            f"`{ref}` is a {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list"
+            f"`{ref}` is {article} {header['kind']}, here a {' or '.join(kinds)} is needed", hint="gentk models list"
         )
     net = _network(header, path)
     load_into(net, path)

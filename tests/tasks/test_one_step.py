@@ -111,7 +111,7 @@ def test_only_a_denoiser_can_teach(teacher: str, tmp_path: Path) -> None:
     method = build(SIM, teacher=teacher)
     header = {k: v for k, v in method.model.header.items() if k not in ("parameters", "bytes")}
     weights.save(tmp_path / "g.safetensors", method.teacher.net, header | {"kind": "generator", "sigma_init": 2.5})
-    with pytest.raises(RecipeError, match="is a generator, here a denoiser is needed"):
+    with pytest.raises(RecipeError, match="is a generator, here a denoiser or energy is needed"):
         build(SIM, teacher=str(tmp_path / "g.safetensors"))
 
 

@@ -222,7 +222,7 @@ def test_what_is_refused() -> None:
         (3, ("ddnm", "--set", "operator.mask=absent.npz"), "no such file"),
         (2, ("ddnm", "--model", points), "restored are images"),
         (2, ("ddnm", "--model", labelled), "has always seen its labels"),
-        (2, ("ddnm", "--model", "sim-digits"), "here a denoiser is needed"),
+        (2, ("ddnm", "--model", "sim-digits"), "here a denoiser or energy is needed"),
         (2, ("ddnm", "--input", "in"), "which pixels were kept is not known"),
         (2, ("ddnm", "--input", "nowhere", *noise), "no such folder"),
         (2, ("ddnm", "--input", "dark", *noise), "not one picture can be restored"),

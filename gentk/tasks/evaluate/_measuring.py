@@ -19,7 +19,8 @@ from gentk.metrics.intervals import disjoint_blocks
 from gentk.metrics.neighbours import neighbourhoods
 from gentk.metrics.quality import all_of, halves, moments, quality
 from gentk.processes.denoiser import Denoiser
-from gentk.processes.models import fast_layout, load
+from gentk.processes.energies import load_denoiser
+from gentk.processes.models import fast_layout
 from gentk.recipe.store import model_path
 from gentk.tasks.evaluate._recording import Finding, Values, record
 from gentk.tasks.evaluate._sources import of_folder, of_npz
@@ -96,7 +97,7 @@ def _prepare(recipe: Any, where: torch.device) -> tuple[Judge, Tensor | Sampler]
 
 
 def _sampler(recipe: Any, shape: tuple[int, ...], where: torch.device) -> Sampler:
-    model = load(recipe.samples, kinds=("denoiser", "generator"), where=where)
+    model = load_denoiser(recipe.samples, kinds=("denoiser", "generator"), where=where)
     if model.shape != shape:
         raise RecipeError(
             f"`{recipe.samples}` makes samples of shape {model.shape}, `{recipe.reference.name}` has {shape}"
