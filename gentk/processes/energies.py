@@ -45,11 +45,12 @@ class EnergyDenoiser(Denoiser):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (B, ...) with noise of deviation t, () or (B,) -> (B, ...); `cond` is not asked."""
         kept = x.requires_grad and torch.is_grad_enabled()
-        t = t.to(x).expand(len(x))
+        t = t.to(x.device).expand(len(x))
         with torch.enable_grad():  # the gradient is the model, whoever only looks at its answer
-            here = x if kept else x.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(self.net(here, t).sum(), here, create_graph=kept)
-        return x - expand(t.square(), x) * grad
+            here = x.to(next(self.net.parameters(), x).dtype)
+            here = here if kept else here.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(self.net(here, t.to(here.dtype)).sum(), here, create_graph=kept)
+        return x - expand(t.square(), x) * grad.to(x.dtype)
 
 
 def load_denoiser(ref: str, *, kinds: tuple[str, ...] = ("denoiser",), where: torch.device) -> Model:

@@ -101,6 +101,17 @@ def test_the_unet_inside_an_energy_is_the_denoiser_of_its_formula() -> None:
         assert not torch.allclose(of(other), net(x, t), rtol=1e-3, atol=1e-3)
 
 
+def test_the_network_runs_in_its_own_precision() -> None:
+    """float64 samples of a float32 energy: answered in float64, through a graph too."""
+    denoiser = denoising(unet_energy(moved=True)).net.float()
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64).requires_grad_()
+    out = denoiser(x, torch.tensor(0.5))
+    assert out.dtype == torch.float64
+    (back,) = torch.autograd.grad(out.sum(), x)
+    assert back.dtype == torch.float64
+    assert (back - 1).abs().max() > 1e-3, "what came through is the network's derivative as well"
+
+
 def test_for_gaussian_data_both_denoisers_are_one() -> None:
     """A fresh energy is that of N(c, sd^2): its gradient and its U-Net say the same. With other weights they do not."""
     x = torch.randn(4, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
