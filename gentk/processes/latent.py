@@ -9,6 +9,7 @@ is a choice of times, in grids and in laws of time, and not of the network, whic
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ def load(ref: str, *, where: torch.device, section: Latent | None = None, offlin
     meaning = scheduler.read(place)
     inputs, predicts = meaning.inputs, meaning.predicts
     if made:
-        inputs, predicts = Inputs.model_validate(made["inputs"]), _predicts(made, ref)
+        # through JSON, where the strict schemas take arrays for tuples
+        inputs, predicts = Inputs.model_validate_json(json.dumps(made["inputs"])), _predicts(made, ref)
     config = dict(net.core.config)
     shape = _shape(ref, config, vae, section.size)
     width = int(config.get("joint_attention_dim") or 0)
