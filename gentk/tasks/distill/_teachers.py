@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gentk.engine.one_step import Conditions, Labels, check_guidable
 from gentk.engine.prompt_list import PromptList
 from gentk.errors import RecipeError
+from gentk.nets.energy import Energy
 from gentk.nets.text.codec import Codec
 from gentk.nets.text.prompts import Prompts
 from gentk.processes import latent
@@ -92,7 +93,7 @@ def taught(recipe: Any, where: torch.device, load: Load) -> Taught:
         )
     model, begin = load(recipe.teacher, kinds=("denoiser", "energy"), where=where), None
     fast_layout(model.net)
-    if model.header["kind"] == "energy":
+    if isinstance(model.net, Energy):
         inner = within(model)
         assert isinstance(inner.net, Denoiser)
         model, begin = Model(model.name, denoising(model).net, inner.header), inner.net
