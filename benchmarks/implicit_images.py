@@ -42,7 +42,8 @@ from gentk.recipe.stamp import read_header
 from gentk.recipe.store import model_path
 
 CPU = torch.device("cpu")
-CHAINS = ((4, 1), (6, 1), (8, 1), (11, 1), (15, 1), (15, 2), (15, 5), (15, 7), (15, 10), (15, 13))  # noise levels, steps at each
+# noise levels, steps at each
+CHAINS = ((4, 1), (6, 1), (8, 1), (11, 1), (15, 1), (15, 2), (15, 5), (15, 7), (15, 10), (15, 13))
 HEUN = (5, 9, 18)  # steps
 STEP = 0.3  # the variance of a step's noise over the level's
 
