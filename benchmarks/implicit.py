@@ -27,7 +27,7 @@ from gentk.recipe import load, registry, store
 from gentk.targets import tables
 from gentk.targets.logistic import Logistic
 
-SCALES = {"normal": 1.5, "u2": 3.0, "u3": 3.0, "u4": 3.0}
+SCALES = {"normal": 1.5, "u3": 3.0}  # of targets without a recipe of their own
 PLANE = (
     *("normal", "mog2-near", "mog2", "donut", "rosenbrock", "squiggle", "mcmc-banana", "neal-funnel"),
     *("u1", "u2", "u3", "u4", "funnel", "rings", "ring8"),

@@ -17,7 +17,7 @@ from gentk.processes.energies import EnergyDenoiser, denoising, within
 from gentk.processes.models import Model, load
 from gentk.recipe import schema
 from gentk.recipe.networks import EnergyConv, EnergyUNet
-from tests.tasks.toys import randomise
+from tests.tasks.toys import energy_header, randomise
 
 CPU = torch.device("cpu")
 COV = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
@@ -72,14 +72,7 @@ def unet_energy(*, moved: bool) -> Model:
         randomise(net, 1, 0.1)
     net.sd.fill_(0.7)
     net.centre.copy_(torch.tensor([0.3, -0.5]).reshape(2, 1, 1))
-    header = {
-        "kind": "energy",
-        "net": section.model_dump(mode="json"),
-        "levels": [2.0, 0.05],
-        "data": {"name": "x", "shape": (2, 8, 8), "classes": 0},
-        "licence": "Apache-2.0",
-    }
-    return Model("an energy", net.eval().requires_grad_(False), header)
+    return Model("an energy", net.eval().requires_grad_(False), energy_header(section, (2, 8, 8), (0.05, 2.0)))
 
 
 def test_the_unet_inside_an_energy_is_the_denoiser_of_its_formula() -> None:
@@ -159,9 +152,9 @@ def test_a_centre_moves_the_data(t: Tensor) -> None:
 def test_other_energies_are_refused_by_name() -> None:
     """A static energy has no denoiser; one of another network has, but nothing to start from."""
     section = EnergyConv(name="energy-conv", width=8)
-    header = {"kind": "energy", "net": section.model_dump(mode="json"), "data": {"shape": (1, 8, 8)}}
     static, timed = (
-        Model("mine", energy.build(section, shape=(1, 8, 8), levels=levels), header) for levels in (None, (0.1, 1.0))
+        Model("mine", energy.build(section, shape=(1, 8, 8), levels=levels), energy_header(section, (1, 8, 8), levels))
+        for levels in (None, (0.1, 1.0))
     )
     with pytest.raises(RecipeError, match="`mine` is a static energy"):
         denoising(static)

@@ -16,7 +16,7 @@ from gentk.nets import energy, weights
 from gentk.processes.energies import EnergyDenoiser
 from gentk.processes.models import load
 from gentk.recipe.networks import EnergyConv, EnergyUNet
-from tests.tasks.toys import CPU, build, fit, randomise
+from tests.tasks.toys import CPU, build, energy_header, fit, randomise
 
 
 def write(path: Path, section: Any = None) -> str:
@@ -25,14 +25,7 @@ def write(path: Path, section: Any = None) -> str:
     net = energy.build(section, shape=(1, 8, 8), levels=(0.05, 2.0))
     randomise(net, 0, 0.1)
     net.sd.fill_(0.7)
-    header = {
-        "kind": "energy",
-        "net": section.model_dump(mode="json"),
-        "levels": [2.0, 0.05],
-        "data": {"name": "digits", "shape": (1, 8, 8), "classes": 0},
-        "licence": "Apache-2.0",
-    }
-    weights.save(path, net, header)
+    weights.save(path, net, energy_header(section, (1, 8, 8), (0.05, 2.0)))
     return str(path)
 
 

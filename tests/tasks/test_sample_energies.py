@@ -17,7 +17,7 @@ from gentk.data import to_uint8
 from gentk.engine import rng
 from gentk.nets import energy, weights
 from gentk.recipe.networks import EnergyConv, EnergyMlp, EnergyUNet
-from tests.tasks.toys import write_teacher
+from tests.tasks.toys import energy_header, write_teacher
 
 
 def write_energy(path: Path, section: Any, shape: tuple[int, ...], levels: tuple[float, float] | None = None) -> Path:
@@ -31,13 +31,7 @@ def write_energy(path: Path, section: Any, shape: tuple[int, ...], levels: tuple
             net.sd.fill_(0.1)
         if len(shape) == 1:
             net.centre.copy_(torch.tensor([1.0, -2.0]))
-    header = {
-        "kind": "energy",
-        "net": section.model_dump(mode="json"),
-        "levels": None if levels is None else [levels[1], levels[0]],
-        "data": {"name": "x", "shape": shape, "classes": 0},
-    }
-    weights.save(path, net, header)
+    weights.save(path, net, energy_header(section, shape, levels))
     return path
 
 

@@ -78,6 +78,17 @@ def write_teacher(
     return path
 
 
+def energy_header(section: Any, shape: tuple[int, ...], levels: tuple[float, float] | None) -> dict[str, Any]:
+    """What an exported energy says of itself, its noise levels from the largest."""
+    return {
+        "kind": "energy",
+        "net": section.model_dump(mode="json"),
+        "levels": None if levels is None else [levels[1], levels[0]],
+        "data": {"name": "digits", "shape": shape, "classes": 0},
+        "licence": "Apache-2.0",
+    }
+
+
 @torch.no_grad()
 def randomise(net: nn.Module, seed: int, scale: float = 0.3) -> None:
     """Moves every parameter, zero-initialised ones included, so that nothing is equal or silent by construction."""
